@@ -1,0 +1,39 @@
+"""What flows from the data to a task: the batch, and the padding that makes one out of samples of unequal length."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch of samples; a tuple, so that Lightning moves, pins and splits it like any other.
+
+    Attributes:
+        inputs: (B, N, C) float for sets, whatever the backbone takes otherwise.
+        mask: (B, N) bool, True where a token is real; None when every token is.
+        target: (B,) int64 class indices.
+        index: (B,) int64, the place of each sample in its split (names and order survive batching and sharding).
+    """
+
+    inputs: Tensor
+    mask: Tensor | None
+    target: Tensor
+    index: Tensor
+
+
+def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stack sequences of unequal length into one tensor, zeros after the end.
+
+    Args:
+        sequences: B tensors (N_b, ...), equal but for their first size.
+
+    Returns:
+        (B, max N_b, ...) and the (B, max N_b) bool mask of real tokens, None when all lengths are equal.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
+    if bool((lengths == lengths[0]).all()):
+        return padded, None
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,0 +1,57 @@
+"""Predictions as a file."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write `predictions.csv`: for each sample its name, the predicted class and the probability of every class.
+
+    Rows are in the order of the split, whatever the batches and the number of processes.
+
+    Args:
+        folder: where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.path = folder / "predictions.csv"
+        self._rows: dict[int, list[float]] = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep the rows of a batch."""
+        self._rows.update(zip(prediction.index.tolist(), prediction.probabilities.tolist(), strict=True))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect the rows of all processes and write them from the first."""
+        rows = self._rows
+        if dist.is_available() and dist.is_initialized():
+            parts: list[dict[int, list[float]]] = [{} for _ in range(trainer.world_size)]
+            dist.all_gather_object(parts, rows)
+            rows = {index: row for part in parts for index, row in part.items()}
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names, classes = data.names("test"), data.classes
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sample", "class", *classes])
+            for index, row in sorted(rows.items()):
+                best = int(torch.tensor(row).argmax())
+                writer.writerow([names[index], classes[best], *(f"{probability:.6g}" for probability in row)])

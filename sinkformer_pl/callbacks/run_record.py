@@ -1,0 +1,67 @@
+"""What a run leaves beside its weights: the configuration and the metrics."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.utilities import rank_zero_only
+
+from sinkformer_pl.checkpoints import CONFIG_KEY, METRICS_KEY
+
+
+class RunRecord(pl.Callback):
+    """Keep the resolved configuration in the run's folder and in every checkpoint, and the metrics of evaluations.
+
+    Writes `config.yaml` when a fit starts, and `validate.json` or `test.json` (metrics, confusion matrix, checkpoint,
+    normalization) when an evaluation by that command ends. A checkpoint also gets the validation metrics of its moment.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration, plain data.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = dict(config)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write `config.yaml`."""
+        if stage == "fit" and not trainer.fast_dev_run:
+            self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add configuration and metrics."""
+        checkpoint[CONFIG_KEY] = self.config
+        checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `validate.json`, after the command of that name."""
+        if trainer.state.fn == "validate":
+            self._write_metrics(trainer, pl_module, "val", "validate.json")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `test.json`."""
+        self._write_metrics(trainer, pl_module, "test", "test.json")
+
+    def _write_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, name: str) -> None:
+        confusion = getattr(pl_module, "confusion", {}).get(stage)
+        record = {
+            "checkpoint": str(trainer.ckpt_path),
+            "normalization": pl_module.hparams.get("normalization"),
+            "metrics": _numbers(trainer, f"{stage}/"),
+            "classes": list(getattr(getattr(trainer, "datamodule", None), "classes", ())),
+            "confusion": None if confusion is None else confusion.tolist(),
+        }
+        self._write(name, json.dumps(record, indent=2))
+
+    @rank_zero_only
+    def _write(self, name: str, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+
+def _numbers(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}

@@ -1,0 +1,138 @@
+"""Command-line arguments before they are parsed: their precedence, the plugins, what a checkpoint brings along.
+
+The parser takes its arguments in order, the last one wins. So they are put in the order of their precedence first:
+what the checkpoint remembers of its run < YAML files < the checkpoint's hyper-parameters < flags.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
+from sinkformer_pl.cli.runs import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
+from sinkformer_pl.errors import UserError
+
+KEPT_FOR_EVALUATION = ("name", "plugins", "seed_everything", "data", "model")
+
+
+@dataclass
+class Arguments:
+    """The arguments of one command, sorted by kind.
+
+    Attributes:
+        command: "fit", "validate", "test" or "predict".
+        configs: the YAML files, in their order.
+        flags: all other arguments, in their order, `--ckpt_path` made a path.
+        plugins: modules to import before parsing.
+        checkpoint: path of the checkpoint, if one is named.
+        content: what it holds, once `load_checkpoint` was called.
+    """
+
+    command: str
+    configs: list[str]
+    flags: list[str]
+    plugins: list[str] = field(default_factory=list)
+    checkpoint: Path | None = None
+    content: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, argv: Sequence[str]) -> "Arguments":
+        """Sort what was typed; reads the YAML files, imports nothing.
+
+        Raises:
+            UserError: a YAML file that is missing or broken, a checkpoint that can't be found.
+        """
+        command, *rest = argv
+        configs, flags = _split(rest, ("--config", "-c"))
+        files = [_read_yaml(path) for path in configs]
+
+        def given(flag: str, *keys: str) -> Any:
+            values = [value for value in (_lookup(file, keys) for file in files) if value is not None]
+            values += _split(rest, (flag,))[0]
+            return values[-1] if values else None
+
+        arguments = cls(command, configs, flags, plugins=module_names(given("--plugins", "plugins")))
+        wanted = given("--ckpt_path", "ckpt_path")
+        if wanted is not None:
+            root = given("--trainer.default_root_dir", "trainer", "default_root_dir") or DEFAULT_ROOT
+            name = given("--name", "name") or DEFAULT_NAME
+            arguments.checkpoint = find_checkpoint(wanted, Path(root), name)
+            _, flags = _split(flags, ("--ckpt_path",))
+            arguments.flags = [*flags, "--ckpt_path", str(arguments.checkpoint)]
+        return arguments
+
+    def load_checkpoint(self) -> None:
+        """Read the checkpoint, if there is one, and learn its plugins."""
+        if self.checkpoint is not None:
+            self.content = read_checkpoint(self.checkpoint)
+            self.plugins += [name for name in module_names(self._remembered().get("plugins")) if name not in self.plugins]
+
+    def ordered(self) -> list[str]:
+        """The command line for the parser, lowest precedence first."""
+        below: dict[str, Any] = {}
+        above: dict[str, Any] = {}
+        if self.content is not None and self.checkpoint is not None:
+            remembered = self._remembered()
+            below = remembered if self.command == "fit" else {k: remembered[k] for k in KEPT_FOR_EVALUATION if k in remembered}
+            root = root_of(self.checkpoint)
+            if self.command != "fit" and root is not None:
+                below = {**below, "trainer": {"default_root_dir": str(root)}}
+            # The number of classes is the data's to say; `require_fit` compares.
+            above = {"model": {k: v for k, v in self.content["hyper_parameters"].items() if k != "num_classes"}}
+        configs = [json.dumps(below)] * bool(below) + self.configs + [json.dumps(above)] * bool(above)
+        return [self.command, *(part for config in configs for part in ("--config", config)), *self.flags]
+
+    def _remembered(self) -> dict[str, Any]:
+        return (self.content or {}).get(CONFIG_KEY) or {}
+
+
+def _split(arguments: Sequence[str], options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The values of some options (`--x value` or `--x=value`), and the other arguments."""
+    values, others = [], []
+    rest: Iterator[str] = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option not in options:
+            others.append(argument)
+        elif equals:
+            values.append(value)
+        else:
+            following = next(rest, None)
+            if following is None:
+                raise UserError(f"{option} needs a value")
+            values.append(following)
+    return values, others
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: can't be read ({error})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"--config {path}{line}: {getattr(error, 'problem', None) or 'no valid YAML'}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected 'key: value' lines, found a {type(content).__name__}")
+    return content
+
+
+def _lookup(content: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def module_names(value: Any) -> list[str]:
+    """Module names from "a,b", "[a, b]" or a list."""
+    parts = value.strip("[]").split(",") if isinstance(value, str) else value or []
+    return [part.strip() for part in parts if part.strip()]

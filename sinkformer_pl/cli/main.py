@@ -1,0 +1,53 @@
+"""Which command runs, and how its failure is said."""
+
+import sys
+from collections.abc import Sequence
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from sinkformer_pl.errors import UserError
+
+TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
+
+USAGE = """\
+usage: python -m sinkformer_pl COMMAND ...
+
+  fit             train: --config configs/pointcloud.yaml [--model.normalization NAME] [--data.root PATH] ...
+  validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
+  predict         write predictions.csv: --ckpt_path PATH
+  normalizations  list every registered normalization and what it guarantees
+
+  COMMAND --help lists the options of a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, when the user can mend the cause.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(argv)
+    except (UserError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+    elif argv[0] == "normalizations":
+        from sinkformer_pl.cli.catalogue import print_normalizations
+
+        print_normalizations(argv[1:])
+    elif argv[0] in TRAINING_COMMANDS:
+        from sinkformer_pl.cli.training import run_training
+
+        run_training(argv)
+    else:
+        commands = ", ".join((*TRAINING_COMMANDS, "normalizations"))
+        raise UserError(f"{argv[0]}: no such command; the commands are {commands}")

@@ -1,0 +1,105 @@
+"""One line for a wrong argument, where the parser has fifty."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+
+import pytorch_lightning as pl
+from torch.optim import Optimizer
+
+from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.models import Backbone
+from sinkformer_pl.normalizations import registered
+from sinkformer_pl.tasks import Schedule
+
+PARTS = {
+    "backbone": Backbone,
+    "schedule": Schedule,
+    "optimizer": Optimizer,
+    "data": ClassificationData,
+    "callbacks": pl.Callback,
+}
+"""Keys whose value is a class, and what the valid ones are subclasses of."""
+
+NORMALIZATIONS = ("normalization", "pooling")
+"""Keys whose value is a registered normalization."""
+
+SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+
+CLASS_PATH = r"class_path[= ]'([\w.]+)'"
+
+
+def condense(message: str, options: Iterable[str]) -> str:
+    """Say what is wrong and what would be right, in one line; in two where names are to be listed.
+
+    Args:
+        message: what the argument parser has to say.
+        options: the options of the command, without their dashes.
+    """
+    key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    # The parser nests its messages; the cause is behind the last key.
+    cause = message[message.rfind("Parser key") :] if key else message
+    if match := re.search(r"unrecognized arguments: (\S+)|does not accept option '([\w.]+)'", cause):
+        return _unknown_key((match[1] or match[2]).lstrip("-").partition("=")[0], options)
+    if match := re.search(r'Linked "([\w.]+)" must be given via "([\w.]+)"', cause):
+        return f"{match[1]} can't be set: it follows from {match[2]}; leave it out"
+    if (match := re.search(r"Option '([\w.]+)' is not accepted", cause)) and (path := re.search(CLASS_PATH, cause)):
+        return _unknown_argument(key, match[1], path[1])
+    if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
+        return f"{key} {match[1]}: this class is no {match[2]}"
+    single = re.findall(r"Expected an? <class '(\w+)'>\. Got value", cause)
+    if (kinds := single or re.findall(r"Expected an? <class '(\w+)'>", cause)) and set(kinds) & SCALARS.keys() - {"NoneType"}:
+        value = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value.*)?$", cause, re.MULTILINE)
+        expected = " or ".join(dict.fromkeys(SCALARS.get(kind, kind) for kind in kinds))
+        return f"{key} {value[1] if value else ''}: expected {expected}"
+    if match := re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)|No module named .*?Got value: ([\w.]+)", cause):
+        return _unknown_class(key, match[1] or match[2])
+    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+
+
+def _unknown_key(key: str, options: Iterable[str]) -> str:
+    return f"{key}: no such option{_closest(key, options)}"
+
+
+def _unknown_argument(key: str, name: str, path: str) -> str:
+    valid = _arguments_of(path)
+    listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
+    return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{_closest(name, valid)}\n{listed}"
+
+
+def _unknown_class(key: str, name: str) -> str:
+    part = key.rpartition(".")[2]
+    if part in NORMALIZATIONS:
+        valid, more = list(registered()), "the dotted path of a class, or one registered by --plugins MODULE"
+    else:
+        valid, more = [cls.__name__ for cls in _concrete(PARTS.get(part))], "the dotted path of a class"
+    listed = f"\nvalid: {', '.join(sorted(set(valid)))}; {more}" if valid else ""
+    return f"{key} {name}: no class of this name{_closest(name, valid)}{listed}"
+
+
+def _concrete(base: type | None) -> list[type]:
+    if base is None:
+        return []
+    below = [cls for child in base.__subclasses__() for cls in _concrete(child)]
+    return below if inspect.isabstract(base) or base.__name__.startswith("_") else [base, *below]
+
+
+def _arguments_of(path: str) -> list[str]:
+    """Argument names of a class; those behind its **kwargs are its parents'."""
+    module, _, name = path.rpartition(".")
+    found: dict[str, None] = {}
+    for cls in getattr(importlib.import_module(module), name).__mro__:
+        parameters = inspect.signature(cls).parameters.values()
+        found |= {p.name: None for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    # A backbone's first argument is supplied by the task.
+    return [argument for argument in found if argument not in ("normalization", "classes", "params")]
+
+
+def _closest(name: str, valid: Iterable[str]) -> str:
+    by_lower = {option.lower(): option for option in valid}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[found[0]]}?" if found else ""

@@ -1,0 +1,61 @@
+"""Where a run lives: `<default_root_dir>/<name>/version_<k>`, with `checkpoints/best.ckpt` and `last.ckpt` in it."""
+
+from pathlib import Path
+
+from sinkformer_pl.errors import UserError
+
+DEFAULT_ROOT = "runs"
+DEFAULT_NAME = "run"
+CHECKPOINTS = "checkpoints"
+
+
+def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
+    """The folder of a run that starts, or goes on from a checkpoint.
+
+    A checkpoint of a run under `root` continues that run's folder; everything else gets a new version.
+    """
+    if checkpoint is not None:
+        run = _run_of(checkpoint)
+        if run is not None and root.resolve() in run.resolve().parents:
+            return run
+    taken = [version for version, _ in _versions(root / name)]
+    return root / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
+    """Turn `--ckpt_path` into a path: `last` and `best` mean those of the newest run of this name that has one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if wanted not in ("last", "best"):
+        if not Path(wanted).is_file():
+            raise UserError(f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name")
+        return Path(wanted)
+    for _, folder in sorted(_versions(root / name), reverse=True):
+        path = folder / CHECKPOINTS / f"{wanted}.ckpt"
+        if path.is_file():
+            return path
+    raise UserError(
+        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or name the run with "
+        "--name and its place with --trainer.default_root_dir"
+    )
+
+
+def root_of(checkpoint: Path) -> Path | None:
+    """The `default_root_dir` of the run that a checkpoint lies in, None if it lies in none."""
+    run = _run_of(checkpoint)
+    return None if run is None else run.parent.parent
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    run = checkpoint.parent.parent
+    return run if checkpoint.parent.name == CHECKPOINTS and (run / "config.yaml").is_file() else None
+
+
+def _versions(folder: Path) -> list[tuple[int, Path]]:
+    return [
+        (int(number), path)
+        for path in folder.glob("version_*")
+        if path.is_dir() and (number := path.name.removeprefix("version_")).isdecimal()
+    ]

@@ -1,0 +1,268 @@
+"""fit, validate, test and predict, on LightningCLI."""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord
+from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_fit
+from sinkformer_pl.cli.arguments import Arguments
+from sinkformer_pl.cli.messages import condense
+from sinkformer_pl.cli.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for
+from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.normalizations import load_plugins
+from sinkformer_pl.tasks import Classifier
+
+
+def run_training(argv: Sequence[str]) -> None:
+    """Run one of the four commands.
+
+    Args:
+        argv: the command and its arguments.
+
+    Raises:
+        UserError: the arguments, the data or the checkpoint are at fault.
+    """
+    arguments = Arguments.of(argv)
+    if "-h" not in arguments.flags and "--help" not in arguments.flags:
+        _require_enough(arguments)
+    _quieten()
+    # Plugins come first: a checkpoint or a flag may name their classes.
+    load_plugins(arguments.plugins)
+    arguments.load_checkpoint()
+    load_plugins(arguments.plugins)
+    TrainingCLI(arguments)
+
+
+def _require_enough(arguments: Arguments) -> None:
+    if arguments.command == "fit" and not (arguments.configs or arguments.flags):
+        raise UserError("fit needs to know what to train: give --config FILE, such as configs/pointcloud.yaml")
+    if arguments.command != "fit" and arguments.checkpoint is None:
+        raise UserError(f"{arguments.command} needs the weights of a trained model: give --ckpt_path PATH")
+
+
+def _quieten() -> None:
+    """Drop what Lightning says on every run and no user can act on."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: not str(record.msg).startswith(("💡 Tip", "TPU available", "Loading `train_dataloader` to"))
+    )
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            # A parser within the parser, for the arguments of one class: the outer one adds its key to the message.
+            super().error(message, ex)
+        parsers = [self, *(sub for action in self._actions for sub in _subparsers(action))]
+        options = [option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings]
+        raise UserError(condense(message, options))
+
+
+def _subparsers(action: argparse.Action) -> list[argparse.ArgumentParser]:
+    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with a run folder, the arguments in the order of their precedence, and short messages."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
+        super().__init__(
+            Classifier,
+            ClassificationData,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": DEFAULT_ROOT},
+            parser_class=_Parser,
+            parser_kwargs={"allow_abbrev": False, arguments.command: {"allow_abbrev": False}},
+            args=arguments.ordered(),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is ours beside trainer, model and data."""
+        parser.add_argument("--name", type=str, default=DEFAULT_NAME, help="Name of the run, and of its folder.")
+        parser.add_argument(
+            "--plugins",
+            type=str | list[str],
+            default=[],
+            help="Modules with your own classes, imported first: --plugins a,b",
+        )
+        parser.add_argument(
+            "--monitor",
+            type=str,
+            default="val/accuracy",
+            help="What best.ckpt is best in: the highest, or the lowest if the name has 'loss' in it.",
+        )
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: `Arguments` has put the checkpoint's hyper-parameters below the flags."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the ordered arguments."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(condense(str(error), ())) from None
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the command at hand: to build a parser for each would take seconds."""
+        skipped = super().subcommands()[self.arguments.command]
+        return {self.arguments.command: skipped | {"weights_only", "return_predictions"}}
+
+    def before_instantiate_classes(self) -> None:
+        """Let the task build its parts from plain data: one way, from here, from a checkpoint and from Python."""
+        parts = self.config[self.arguments.command].model.as_dict()
+        if "num_classes" in parts:
+            raise UserError("model.num_classes can't be set: it follows from data.num_classes; leave it out")
+        self.parser.add_instantiator(lambda cls, **kwargs: cls(**{**kwargs, **parts}), Classifier, prepend=True)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what a class refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, NotImplementedError, OSError) as error:
+            raise UserError(" ".join(str(error).split("\n"))) from error
+        if self.arguments.content is not None and self.arguments.checkpoint is not None:
+            require_fit(self.arguments.content, self.model, self.arguments.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the run's folder, loggers and callbacks to what the user configured."""
+        config = self._get(self.config_init, "trainer")
+        fitting = self.arguments.command == "fit"
+        root = Path(config["default_root_dir"] or DEFAULT_ROOT)
+        self.folder = folder_for(root, self._get(self.config, "name"), self.arguments.checkpoint)
+        callbacks: list[pl.Callback] = [RunRecord(self.folder, self._record())]
+        logger = config["logger"]
+        if logger in (None, True):
+            logger = self._loggers() if fitting else False
+        if fitting and logger:
+            callbacks.append(LearningRateMonitor())
+        if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+            callbacks.append(self._checkpointing(validating=config["limit_val_batches"] != 0))
+        if self.arguments.command == "predict":
+            callbacks.append(PredictionWriter(self.folder))
+        return super().instantiate_trainer(logger=logger, callbacks=[*_listed(config["callbacks"]), *callbacks], **kwargs)
+
+    def before_fit(self) -> None:
+        """Say what runs, and where."""
+        self._announce("training")
+
+    def before_validate(self) -> None:
+        """Say what runs."""
+        self._announce("validating")
+
+    def before_test(self) -> None:
+        """Say what runs."""
+        self._announce("testing")
+
+    def before_predict(self) -> None:
+        """Say what runs."""
+        self._announce("predicting")
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Say what came out, and where it is."""
+        checkpointing = self.trainer.checkpoint_callback
+        best = getattr(checkpointing, "best_model_path", "")
+        if not best:
+            return
+        checkpoint = read_checkpoint(best)
+        metrics = {name: value for name, value in checkpoint[METRICS_KEY].items() if "accuracy" in name or "loss" in name}
+        table = Table("best checkpoint", f"epoch {checkpoint['epoch']}", title_justify="left")
+        for name, value in sorted(metrics.items()):
+            table.add_row(name, f"{value:.4f}")
+        console = Console()
+        console.print(table)
+        for what, path in (
+            ("best", best),
+            ("last", getattr(checkpointing, "last_model_path", "")),
+            ("logs", f"{self.folder / 'metrics.csv'} (or: tensorboard --logdir {self.folder.parent})"),
+            ("config", self.folder / "config.yaml"),
+        ):
+            _say(f"{what:7s} {path}")
+
+    def after_validate(self) -> None:
+        """Say where it is."""
+        _say(f"metrics: {self.folder / 'validate.json'}")
+
+    def after_test(self) -> None:
+        """Say where it is."""
+        _say(f"metrics and confusion matrix: {self.folder / 'test.json'}")
+
+    def after_predict(self) -> None:
+        """Say where it is."""
+        _say(f"predictions: {self.folder / 'predictions.csv'}")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand == "predict":
+            # The writer keeps them; a second copy in memory would serve nobody.
+            kwargs["return_predictions"] = False
+        return kwargs
+
+    def _record(self) -> dict[str, Any]:
+        """The resolved configuration as plain data; a run from it repeats this one."""
+        command = self.arguments.command
+        config = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))
+        config.pop("ckpt_path", None)
+        return config
+
+    def _loggers(self) -> list[Any]:
+        tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
+        return [AppendingCSVLogger(self.folder), tensorboard]
+
+    def _checkpointing(self, *, validating: bool) -> ModelCheckpoint:
+        monitor = self._get(self.config, "monitor") if validating else None
+        return ModelCheckpoint(
+            self.folder / CHECKPOINTS,
+            filename="best",
+            monitor=monitor,
+            mode="min" if monitor and "loss" in monitor else "max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+
+    def _announce(self, doing: str) -> None:
+        now = _readable(self.model.hparams["normalization"])
+        trained = (self.arguments.content or {}).get("hyper_parameters", {}).get("normalization")
+        before = f", trained under {_readable(trained)}" if trained and _readable(trained) != now else ""
+        _say(f"{doing} under {now}{before}; folder {self.folder}")
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _readable(spec: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
+    return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
+
+
+def _listed(callbacks: Any) -> list[pl.Callback]:
+    return list(callbacks) if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]

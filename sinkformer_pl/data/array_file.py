@@ -1,0 +1,118 @@
+"""One file with all clouds as arrays: .npz or HDF5."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sinkformer_pl.data.pointclouds import Clouds, Source
+from sinkformer_pl.errors import UserError
+
+ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
+
+# Ours, and those under which ModelNet40 has been published as clouds.
+_POINTS = {"train": ("train_points", "tr_cloud"), "test": ("test_points", "test_cloud")}
+_LABELS = {"train": ("train_label", "tr_label", "tr_labels"), "test": ("test_label", "test_labels")}
+
+
+def read_array_classes(path: Path) -> tuple[str, ...]:
+    """Return the class names, without reading any points.
+
+    Returns:
+        The array `classes`, else "0" to the largest label of either part.
+
+    Raises:
+        UserError: a file that is none, or whose labels and classes do not fit each other.
+    """
+    with _open(path) as file:
+        labels = [_labels(file, part, path) for part in ("train", "test")]
+        largest = max((int(label.max()) for label in labels if len(label)), default=-1)
+        if "classes" not in file:
+            if largest >= sum(map(len, labels)):
+                raise UserError(f"{path}: label {largest} is larger than the number of clouds; add an array classes")
+            return tuple(str(label) for label in range(largest + 1))
+        names = _array(file, ("classes",), path).ravel().tolist()
+    classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    if largest >= len(classes):
+        raise UserError(f"{path}: label {largest} for {len(classes)} classes; labels are indices into classes")
+    return classes
+
+
+def load_array_file(path: Path) -> Source:
+    """Read all clouds.
+
+    Integers are read as value / largest value of their type, floats as they are.
+
+    Raises:
+        UserError: missing arrays or wrong shapes.
+    """
+    with _open(path) as file:
+        return Source(train=_clouds(file, "train", path), test=_clouds(file, "test", path))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        if path.suffix == ".npz":
+            if not zipfile.is_zipfile(path):
+                raise zipfile.BadZipFile("not a zip archive")
+            with np.load(path) as file:
+                yield file
+        else:
+            with _h5py().File(path, "r") as file:
+                yield file
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give a complete {path.suffix} file") from None
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("HDF5 files need h5py: pip install 'sinkformer_pl[hdf5]'") from None
+    return h5py
+
+
+def _array(file: Mapping[str, Any], names: tuple[str, ...], path: Path) -> np.ndarray:
+    present = [name for name in names if name in file]
+    if not present:
+        raise UserError(f"{path}: no array {' or '.join(names)}; it has {', '.join(file) or 'none'}")
+    try:
+        return np.asarray(file[present[0]])
+    except ValueError as error:
+        raise UserError(f"{path}: array {present[0]} cannot be read ({error}); store plain numbers or text") from None
+
+
+def _labels(file: Mapping[str, Any], part: str, path: Path) -> np.ndarray:
+    labels = _array(file, _LABELS[part], path)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: {part} labels are {labels.dtype} {labels.shape}; store integers (n,)")
+    labels = labels.astype(np.int64)
+    if len(labels) and int(labels.min()) < 0:
+        raise UserError(f"{path}: {part} label {labels.min()}; labels start at 0")
+    return labels
+
+
+def _clouds(file: Mapping[str, Any], part: str, path: Path) -> Clouds:
+    labels = _labels(file, part, path)
+    points = _array(file, _POINTS[part], path)
+    if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "iuf":
+        raise UserError(f"{path}: {part} points are {points.dtype} {points.shape}; store numbers (n, points, 3)")
+    if len(points) != len(labels):
+        raise UserError(f"{path}: {len(points)} {part} clouds but {len(labels)} labels; give one label per cloud")
+    scale = np.iinfo(points.dtype).max if points.dtype.kind in "iu" else 1
+    points = points.astype(np.float32)
+    points /= scale
+    return Clouds(
+        points=torch.from_numpy(points).reshape(-1, 3),
+        sizes=torch.full((len(points),), points.shape[1]),
+        targets=torch.from_numpy(labels),
+        names=[f"{part}/{index}" for index in range(len(points))],
+    )

@@ -1,0 +1,173 @@
+"""What every source of point clouds shares: checks, subsets of points, standardising, augmentation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
+from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.transforms import Augmentation, standardize
+from sinkformer_pl.errors import UserError
+
+
+class Clouds(NamedTuple):
+    """Labelled point clouds of any sizes.
+
+    Attributes:
+        points: (total, 3) float32, one cloud after the other.
+        sizes: (n,) int64, number of points of each cloud; they sum to total.
+        targets: (n,) int64 class indices.
+        names: n names, for prediction files and messages.
+    """
+
+    points: Tensor
+    sizes: Tensor
+    targets: Tensor
+    names: Sequence[str]
+
+
+class Source(NamedTuple):
+    """Everything that a source has: clouds to train and validate on, and clouds to test on."""
+
+    train: Clouds
+    test: Clouds
+
+
+class PointCloudDataset(LabelledDataset):
+    """One split of point clouds; the inputs are (N, 3) float32."""
+
+    def __init__(
+        self,
+        clouds: Clouds,
+        chosen: Tensor,
+        *,
+        num_points: int | None,
+        standardized: bool,
+        augmentation: Augmentation | None,
+    ) -> None:
+        """Choose clouds without copying them.
+
+        Args:
+            clouds: the clouds, of which `chosen` may be a part.
+            chosen: (n,) int64, indices of this split's clouds.
+            num_points: size of the random subset of each cloud; None for all points.
+            standardized: whether to standardise the subset.
+            augmentation: applied last.
+        """
+        indices: list[int] = chosen.tolist()
+        names = [clouds.names[index] for index in indices]
+        super().__init__(clouds.targets[chosen], names)
+        self.points = clouds.points
+        self.sizes = clouds.sizes[chosen]
+        self.starts = (clouds.sizes.cumsum(0) - clouds.sizes)[chosen]
+        self.num_points = num_points
+        self.standardized = standardized
+        self.augmentation = augmentation
+
+    def inputs(self, draw: Draw) -> Tensor:
+        """Return one cloud as the model sees it."""
+        generator = torch.Generator().manual_seed(draw.seed)
+        points = self.points.narrow(0, int(self.starts[draw.index]), int(self.sizes[draw.index]))
+        if self.num_points is not None:
+            points = points[torch.randperm(len(points), generator=generator)[: self.num_points]]
+        if self.standardized:
+            points = standardize(points)
+        if self.augmentation is not None:
+            points = self.augmentation(points, generator)
+        return points
+
+
+class PointCloudData(ClassificationData, ABC):
+    """Base of all point clouds: a subclass passes its class names to `__init__` and writes `load`.
+
+    A cloud goes through: a random subset of `num_points`, standardising, augmentation (training only). Training takes
+    another subset and another augmentation each epoch, evaluation a subset that depends on seed and index alone.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        num_points: int | None = None,
+        standardize: bool = True,
+        augmentation: Augmentation | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the arguments.
+
+        Args:
+            classes: class names in the order of their indices.
+            num_points: points per cloud, drawn at random from those it has, 2 or more; None for all of them.
+            standardize: whether to centre each cloud and divide it by its standard deviation.
+            augmentation: random changes, in training only.
+            **kwargs: what `ClassificationData` takes.
+
+        Raises:
+            UserError: an argument out of its range.
+        """
+        super().__init__(classes, **kwargs)
+        if num_points is not None and num_points < 2:
+            raise UserError(f"data.num_points is {num_points}: give 2 or more, or null for all points")
+        self.num_points = num_points
+        self.standardize = standardize
+        self.augmentation = augmentation
+
+    @property
+    def origin(self) -> str:
+        """Where the clouds come from, for messages about one of them."""
+        return type(self).__name__
+
+    @abstractmethod
+    def load(self) -> Source:
+        """Read or make all clouds; validation is divided from the training clouds afterwards."""
+
+    def make_datasets(self) -> dict[Split, LabelledDataset]:
+        """Load, check and divide the clouds.
+
+        Raises:
+            UserError: a cloud with too few points, with coordinates that are not finite or with all points equal.
+        """
+        source = self.load()
+        for clouds in source:
+            self._check(clouds)
+        train, val = stratified_split(source.train.targets, val_fraction=self.val_fraction, seed=self.seed)
+        return {
+            "train": self._dataset(source.train, train, self.augmentation),
+            "val": self._dataset(source.train, val, None),
+            "test": self._dataset(source.test, torch.arange(len(source.test.targets)), None),
+        }
+
+    def _dataset(self, clouds: Clouds, chosen: Tensor, augmentation: Augmentation | None) -> PointCloudDataset:
+        return PointCloudDataset(
+            clouds,
+            chosen,
+            num_points=self.num_points,
+            standardized=self.standardize,
+            augmentation=augmentation,
+        )
+
+    def _check(self, clouds: Clouds) -> None:
+        if not len(clouds.sizes):
+            return
+        sizes = clouds.sizes.numpy()
+        fewest = int(sizes.argmin())
+        least = 1 if self.num_points is None else self.num_points
+        if sizes[fewest] < least:
+            remedy = (
+                f"remove it or set data.num_points to {sizes[fewest]} or less" if sizes[fewest] > 1 else "remove it"
+            )
+            raise UserError(f"{self.origin}: cloud {clouds.names[fewest]} has {sizes[fewest]} points; {remedy}")
+        points = clouds.points.numpy()
+        starts = np.cumsum(sizes) - sizes
+        low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+        for bad, cause in (
+            (~np.isfinite(low + high).all(axis=1), "has coordinates that are not finite numbers"),
+            ((low == high).all(axis=1), "has all its points in one place"),
+        ):
+            if bad.any():
+                name = clouds.names[int(bad.argmax())]
+                raise UserError(f"{self.origin}: cloud {name} {cause}; repair or remove it")

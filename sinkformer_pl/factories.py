@@ -1,0 +1,100 @@
+"""Factories as plain data, so that a checkpoint holds no objects: {"class_path": ..., "init_args": {...}}."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sinkformer_pl.errors import UserError
+
+Spec = dict[str, Any]
+"""{"class_path": dotted path, "init_args": plain arguments}: the form that YAML files and checkpoints share."""
+
+
+def describe(factory: Callable[..., Any]) -> Spec:
+    """The spec of a class, or of a `functools.partial` of one, with its defaults filled in.
+
+    Arguments that are factories themselves are described in turn; arguments without a default that the caller of the
+    factory supplies are left out.
+
+    Raises:
+        UserError: an abstract class.
+        TypeError: not a class or a partial of one (a lambda can't be saved), or an argument that isn't plain data.
+    """
+    if isinstance(factory, functools.partial):
+        positional, given, cls = factory.args, factory.keywords, factory.func
+    else:
+        positional, given, cls = (), {}, factory
+    if not inspect.isclass(cls) or positional:
+        raise TypeError(f"expected a class or functools.partial(class, name=value, ...), got {factory!r}")
+    if inspect.isabstract(cls):
+        raise UserError(f"{cls.__name__} is abstract: name a concrete subclass of it")
+    parameters = inspect.signature(cls).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    arguments = {name: _plain(value, f"{cls.__name__}.{name}") for name, value in {**defaults, **given}.items()}
+    return {"class_path": public_path(cls), "init_args": arguments}
+
+
+def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:
+    """The factory itself, or the one that a spec stands for.
+
+    A spec's class is imported, which runs its module's code.
+
+    Args:
+        factory: a class, a partial, or a spec.
+        base: what the factory must make an instance of.
+
+    Raises:
+        UserError: the class can't be imported.
+        TypeError: it isn't a `base`.
+    """
+    if not isinstance(factory, Mapping):
+        return factory
+    cls = import_class(factory["class_path"])
+    if not issubclass(cls, base):
+        raise TypeError(f"{factory['class_path']} is no {base.__name__}")
+    arguments = {
+        name: as_factory(value, object) if isinstance(value, Mapping) and "class_path" in value else value
+        for name, value in factory.get("init_args", {}).items()
+    }
+    return functools.partial(cls, **arguments)
+
+
+def import_class(path: str) -> type:
+    """Import a class by its dotted path.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"can't import {path} ({error}); name its module with --plugins or install its package") from error
+    if not inspect.isclass(cls):
+        raise UserError(f"{path} is no class")
+    return cls
+
+
+def public_path(cls: type) -> str:
+    """The shortest dotted path of a class among the modules it lives in: files may move, public names stay."""
+    parts = cls.__module__.split(".")
+    for length in range(1, len(parts)):
+        module = ".".join(parts[:length])
+        if getattr(sys.modules.get(module), cls.__name__, None) is cls:
+            return f"{module}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, name) for key, item in value.items()}
+    if inspect.isclass(value) or isinstance(value, functools.partial):
+        return describe(value)
+    raise TypeError(f"{name}={value!r} is no plain data (numbers, strings, lists, classes), so a checkpoint can't hold it")

@@ -1,0 +1,61 @@
+"""Residual blocks of attention and a row-wise network."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.ops.mask import AttentionMask
+
+LayerNormPlace = Literal["pre", "post", "none"]
+
+
+class AttentionBlock(nn.Module):
+    """Attention from one set to another (or to itself), then a row-wise two-layer network, each with a residual.
+
+    Args:
+        dim: width.
+        num_heads: heads of the attention.
+        normalization: makes the attention's normalization.
+        mlp_dim: hidden width of the row-wise network; 0 leaves it out.
+        dropout: share dropped after the attention and after the row-wise network.
+        layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        normalization: NormalizationFactory,
+        *,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        layer_norm: LayerNormPlace = "pre",
+    ) -> None:
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.attention = MultiHeadAttention(dim, num_heads, normalization)
+        self.mlp = (
+            nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
+            if mlp_dim
+            else None
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(dim) if layer_norm != "none" else nn.Identity()
+        self.mlp_norm = nn.LayerNorm(dim) if layer_norm != "none" and mlp_dim else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: AttentionMask | None = None) -> Tensor:
+        """Update x (B, Q, dim) by what it attends to in context (B, K, dim), by default x itself.
+
+        In the "pre" form x and a context of its own are normalized; another context is taken as it comes.
+        """
+        pre = self.layer_norm == "pre"
+        queries = self.attention_norm(x) if pre else x
+        x = x + self.dropout(self.attention(queries, queries if context is None else context, mask))
+        if not pre:
+            x = self.attention_norm(x)
+        if self.mlp is None:
+            return x
+        x = x + self.dropout(self.mlp(self.mlp_norm(x) if pre else x))
+        return x if pre else self.mlp_norm(x)

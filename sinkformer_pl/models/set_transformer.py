@@ -1,0 +1,149 @@
+"""Set Transformer: permutation-invariant classification of sets of points."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.models.backbone import Backbone
+from sinkformer_pl.models.blocks import AttentionBlock, LayerNormPlace
+from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.normalizations.softmax import Softmax
+from sinkformer_pl.ops.mask import AttentionMask
+
+
+class SAB(nn.Module):
+    """Set attention block: the set attends to itself. Arguments as of `AttentionBlock`."""
+
+    def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, **block) -> None:
+        super().__init__()
+        self.block = AttentionBlock(dim, num_heads, normalization, **block)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to a set of the same shape."""
+        return self.block(x, mask=None if mask is None else AttentionMask(mask, mask))
+
+
+class ISAB(nn.Module):
+    """Induced set attention block: learned inducing points attend to the set, and the set to what they found.
+
+    Two rectangular plans, (inducing x N) and (N x inducing), so that the cost is linear in N.
+
+    Raises:
+        NotImplementedError: the normalization needs as many queries as keys.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, normalization: NormalizationFactory, *, inducing_points: int, **block
+    ) -> None:
+        super().__init__()
+        self.inducing = nn.Parameter(torch.empty(inducing_points, dim))
+        nn.init.xavier_uniform_(self.inducing)
+        self.gather = AttentionBlock(dim, num_heads, normalization, **block)
+        self.scatter = AttentionBlock(dim, num_heads, normalization, **block)
+        _refuse_square(self.gather.attention.normalization)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to a set of the same shape."""
+        inducing = self.inducing.expand(len(x), -1, -1)
+        found = self.gather(inducing, x, None if mask is None else AttentionMask(key=mask))
+        return self.scatter(x, found, None if mask is None else AttentionMask(query=mask))
+
+
+class PMA(nn.Module):
+    """Pooling by multi-head attention: learned seeds attend to the set.
+
+    With one seed and a doubly stochastic normalization of two half-steps or more the plan is uniform: the pool is the
+    mean, and this layer's queries and keys are never trained. A warning says so.
+    """
+
+    def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, *, seeds: int = 1, **block) -> None:
+        super().__init__()
+        self.seeds = nn.Parameter(torch.empty(seeds, dim))
+        nn.init.xavier_uniform_(self.seeds)
+        self.block = AttentionBlock(dim, num_heads, normalization, **block)
+        own = self.block.attention.normalization
+        _refuse_square(own)
+        if seeds == 1 and own.guarantees.unit_columns:
+            warnings.warn(
+                f"pooling with one query under {type(own).__name__} is mean pooling: its queries and keys won't train. "
+                "Keep pooling=Softmax unless that is what you want.",
+                stacklevel=2,
+            )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to (B, seeds, dim)."""
+        return self.block(self.seeds.expand(len(x), -1, -1), x, None if mask is None else AttentionMask(key=mask))
+
+
+class SetTransformer(Backbone):
+    """Set Transformer (Lee et al. 2019, lee2019settransformer): embed, attend, pool.
+
+    The same network for every normalization. Sets of unequal size come padded with a mask, and give what each set
+    gives alone.
+
+    Args:
+        normalization: makes the normalization of each attention layer but the pooling's.
+        in_features: C, numbers per point.
+        dim: width.
+        num_heads: heads of each attention layer; divides `dim`.
+        depth: number of attention blocks before the pooling.
+        inducing_points: inducing points of each block (ISAB); 0 lets the set attend to itself (SAB), which costs N²
+            and is what normalizations need that take square scores alone.
+        mlp_dim: hidden width of the row-wise networks; None is `dim`.
+        dropout: share dropped inside the blocks.
+        pool_dropout: share dropped before and after the pooling.
+        layer_norm: where the blocks have their layer norms.
+        pooling: makes the normalization of the pooling, whose plan has one query. The same in both arms of a
+            comparison by default, since one query under Sinkhorn is mean pooling.
+
+    Raises:
+        ValueError: a size out of range; heads that don't divide the width.
+        NotImplementedError: inducing points under a normalization that needs square scores.
+    """
+
+    def __init__(
+        self,
+        normalization: NormalizationFactory,
+        in_features: int = 3,
+        dim: int = 128,
+        num_heads: int = 4,
+        depth: int = 2,
+        inducing_points: int = 16,
+        mlp_dim: int | None = None,
+        dropout: float = 0.0,
+        pool_dropout: float = 0.0,
+        layer_norm: LayerNormPlace = "pre",
+        pooling: NormalizationFactory = Softmax,
+    ) -> None:
+        super().__init__()
+        if depth < 1 or inducing_points < 0:
+            raise ValueError(f"depth must be at least 1 and inducing_points at least 0, got {depth} and {inducing_points}")
+        block = {"mlp_dim": dim if mlp_dim is None else mlp_dim, "dropout": dropout, "layer_norm": layer_norm}
+        self.out_dim = dim
+        self.embed = nn.Linear(in_features, dim)
+        self.blocks = nn.ModuleList(
+            ISAB(dim, num_heads, normalization, inducing_points=inducing_points, **block)
+            if inducing_points
+            else SAB(dim, num_heads, normalization, **block)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim) if layer_norm == "pre" else nn.Identity()
+        self.pool_dropout = nn.Dropout(pool_dropout)
+        self.pool = PMA(dim, num_heads, pooling, **block)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""
+        x = self.embed(inputs)
+        for block in self.blocks:
+            x = block(x, mask)
+        pooled = self.pool(self.pool_dropout(self.norm(x)), mask)
+        return self.pool_dropout(pooled.squeeze(1))
+
+
+def _refuse_square(normalization: AttentionNormalization) -> None:
+    if normalization.guarantees.square:
+        raise NotImplementedError(
+            f"{type(normalization).__name__} needs as many queries as keys; use inducing_points=0 (blocks in which the "
+            "set attends to itself), and a pooling that takes rectangular scores"
+        )

@@ -1,0 +1,71 @@
+"""Names for normalizations, and the modules of users that bring their own."""
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.normalizations.base import AttentionNormalization
+
+ENTRY_POINT_GROUP = "sinkformer_pl.plugins"
+"""Installed packages name their modules under this entry-point group; they are imported before a command runs."""
+
+_registered: dict[str, type[AttentionNormalization]] = {}
+
+Normalization = TypeVar("Normalization", bound=type[AttentionNormalization])
+
+
+def register(cls: Normalization) -> Normalization:
+    """Make a normalization known under its class name, for the command line and `registered()`.
+
+    A class decorator. The class can then be chosen by `--model.normalization NAME`, once its module is imported
+    (`--plugins`).
+
+    Raises:
+        TypeError: not a concrete subclass of `AttentionNormalization`.
+        ValueError: the name belongs to another class.
+    """
+    if not (inspect.isclass(cls) and issubclass(cls, AttentionNormalization)):
+        raise TypeError(f"register takes a subclass of AttentionNormalization or ScoreNormalization, got {cls!r}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise TypeError(f"{cls.__name__} can't be registered before it defines {missing}")
+    known = _registered.get(cls.__name__)
+    if known is not None and _path(known) != _path(cls):
+        raise ValueError(f"{cls.__name__} is taken by {_path(known)}; give your class another name")
+    _registered[cls.__name__] = cls
+    return cls
+
+
+def registered() -> dict[str, type[AttentionNormalization]]:
+    """Every registered normalization by its name, in the order of registration."""
+    return dict(_registered)
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+    """Import the modules that installed packages announce as entry points, then the given ones.
+
+    Args:
+        modules: dotted names, importable from the current folder or the environment. Importing runs their code.
+
+    Raises:
+        UserError: a module can't be found.
+    """
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        entry_point.load()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+                raise
+            raise UserError(
+                f"--plugins {module}: no module of this name; give a dotted name that Python can import from here, "
+                "without .py"
+            ) from None
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

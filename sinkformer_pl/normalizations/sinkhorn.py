@@ -1,0 +1,43 @@
+"""Sinkhorn: doubly stochastic attention."""
+
+from torch import Tensor
+
+from sinkformer_pl import ops
+from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.registry import register
+from sinkformer_pl.ops.mask import AttentionMask
+
+
+@register
+class Sinkhorn(ScoreNormalization):
+    """The attention of Sinkformers: exp(scores) with rows and columns normalized in turn, rows first and last.
+
+    Args:
+        n_iters: number of half-steps, odd, so that the last one is a row step: rows sum to 1 exactly, columns to Q/K in
+            the limit (`sinkformer_pl.ops.marginal_error` measures how far off they are). 1 is Softmax.
+
+    Raises:
+        ValueError: `n_iters` is even or below 1.
+        NotImplementedError: in use, a mask with `pairs`.
+
+    References:
+        Sander et al. 2022 (sander2022sinkformers).
+    """
+
+    guarantees = Guarantees(row_sums="one", unit_columns=True, equivariant=True)
+
+    def __init__(self, n_iters: int = 3) -> None:
+        super().__init__()
+        if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1 or n_iters % 2 == 0:
+            raise ValueError(
+                f"Sinkhorn: n_iters counts half-steps and must end on rows: use an odd number (1 is softmax), got {n_iters!r}"
+            )
+        self.n_iters = n_iters
+
+    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
+        """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K)."""
+        return ops.sinkhorn(scores, self.n_iters, mask=mask)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"n_iters={self.n_iters}"

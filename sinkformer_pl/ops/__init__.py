@@ -1,0 +1,7 @@
+"""The mathematics: pure functions on tensors, which need nothing but torch."""
+
+from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+from sinkformer_pl.ops.sinkhorn import marginal_error, sinkhorn
+from sinkformer_pl.ops.softmax import softmax
+
+__all__ = ["AttentionMask", "causal_pairs", "marginal_error", "sinkhorn", "softmax"]

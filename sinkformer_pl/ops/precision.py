@@ -1,0 +1,23 @@
+"""At least single precision inside, whatever the autocast state; the caller's dtype outside."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is float32 or float64, else a float32 copy."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """A context in which operators on this tensor's device keep the dtype of their inputs."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def per_head(parameter: float | Tensor) -> float | Tensor:
+    """A number as it is; a tensor (H,) as (H, 1, 1), to broadcast against (..., H, Q, K)."""
+    if isinstance(parameter, Tensor) and parameter.ndim > 0:
+        return parameter[..., None, None]
+    return parameter

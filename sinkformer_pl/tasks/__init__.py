@@ -1,0 +1,6 @@
+"""What is trained: LightningModules that receive their backbone and their normalization."""
+
+from sinkformer_pl.tasks.classification import Classifier, Prediction
+from sinkformer_pl.tasks.schedules import Constant, Schedule, StepDecay, WarmupCosine
+
+__all__ = ["Classifier", "Constant", "Prediction", "Schedule", "StepDecay", "WarmupCosine"]

@@ -1,0 +1,183 @@
+"""Classification of whatever a backbone turns into features."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from sinkformer_pl.batch import Batch
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import as_factory, describe
+from sinkformer_pl.models.backbone import Backbone, BackboneFactory
+from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+
+PROGRESS_BAR = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+class Prediction(NamedTuple):
+    """What `predict` gives for a batch.
+
+    Attributes:
+        index: (B,) int64, the place of each sample in its split.
+        probabilities: (B, num_classes) float32, rows sum to 1.
+    """
+
+    index: Tensor
+    probabilities: Tensor
+
+
+class Classifier(pl.LightningModule):
+    """A backbone under a normalization, a linear head, cross-entropy.
+
+    Logs, over each epoch, `loss` and `accuracy` (top-1) as `train/...`, `val/...`, `test/...`; for val and test also
+    `accuracy_macro`, the mean over classes; for test also `accuracy_class/NAME` for each class. Label smoothing is in
+    the loss of the training alone. `confusion["val"]` and `confusion["test"]` hold the confusion matrix
+    (num_classes, num_classes) of the last evaluation, a row for each true class.
+
+    The arguments are kept as plain data in `hparams`: `Classifier.load_from_checkpoint(path)` needs nothing else and
+    works with `weights_only=True`. It imports the classes that the checkpoint names.
+
+    Args:
+        backbone: makes the network; called with the normalization factory.
+        normalization: makes the normalization of each attention layer.
+        num_classes: number of classes; the command line takes it from the data.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        optimizer: makes the optimizer from the parameters.
+        schedule: makes the learning-rate schedule, stepped after each optimizer step.
+
+    Raises:
+        ValueError: a number out of range, here or in the network.
+        TypeError: a factory that isn't a class, a `functools.partial` of one, or their saved form.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneFactory,
+        normalization: NormalizationFactory,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        schedule: ScheduleFactory = Constant,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise UserError(f"num_classes must be at least 2, got {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        make_backbone = as_factory(backbone, Backbone)
+        make_normalization = as_factory(normalization, AttentionNormalization)
+        self._optimizer = as_factory(optimizer, Optimizer)
+        self._schedule: Schedule = as_factory(schedule, Schedule)()
+        # Only to have a wrong argument refused now rather than when training starts.
+        self._optimizer([nn.Parameter(torch.zeros(1))])
+        self.save_hyperparameters(
+            {
+                "backbone": describe(make_backbone),
+                "normalization": describe(make_normalization),
+                "num_classes": num_classes,
+                "label_smoothing": label_smoothing,
+                "optimizer": describe(self._optimizer),
+                "schedule": describe(as_factory(schedule, Schedule)),
+            }
+        )
+        self.label_smoothing = label_smoothing
+        self.backbone = make_backbone(make_normalization)
+        self.head = nn.Linear(self.backbone.out_dim, num_classes)
+        self.train_metrics = _metrics("train", num_classes)
+        self.val_metrics = _metrics("val", num_classes)
+        self.test_metrics = _metrics("test", num_classes)
+        self.confusion: dict[str, Tensor] = {}
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens."""
+        return self.head(self.backbone(inputs, mask))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch, with label smoothing."""
+        logits = self(batch.inputs, batch.mask)
+        loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
+        self._update(self.train_metrics, loss.detach(), logits.detach(), batch)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(self.val_metrics, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate(self.test_metrics, batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """Class probabilities of a batch."""
+        return Prediction(batch.index, self(batch.inputs, batch.mask).float().softmax(-1))
+
+    def on_train_epoch_end(self) -> None:
+        """Log what was counted."""
+        self._log_epoch(self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was counted."""
+        self._log_epoch(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was counted."""
+        self._log_epoch(self.test_metrics)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
+        optimizer = self._optimizer(self.parameters())
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(min(step / steps, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _evaluate(self, metrics: MetricCollection, batch: Batch) -> None:
+        logits = self(batch.inputs, batch.mask)
+        self._update(metrics, F.cross_entropy(logits, batch.target), logits, batch)
+
+    def _update(self, metrics: MetricCollection, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        for name, metric in metrics.items(keep_base=True):
+            if name == "loss":
+                metric.update(loss, weight=len(batch.target))
+            else:
+                metric.update(logits, batch.target)
+
+    def _log_epoch(self, metrics: MetricCollection) -> None:
+        # Counted over all samples of all processes, so that no batch or rank weighs more than its samples.
+        values = metrics.compute()
+        metrics.reset()
+        for name, value in values.items():
+            stage = name.partition("/")[0]
+            if value.ndim == 0:
+                self.log(name, value, prog_bar=name in PROGRESS_BAR)
+            elif value.ndim == 1:
+                self.log_dict({f"{name}/{label}": accuracy for label, accuracy in zip(self._classes(), value, strict=True)})
+            else:
+                self.confusion[stage] = value.cpu()
+
+    def _classes(self) -> Sequence[str]:
+        """Names for the metrics of single classes: the data's, or their numbers."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "classes", ())
+        return names or [str(label) for label in range(self.head.out_features)]
+
+
+def _metrics(stage: str, num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric] = {
+        "loss": MeanMetric(),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+    }
+    if stage != "train":
+        metrics["accuracy_macro"] = MulticlassAccuracy(num_classes, average="macro")
+        metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
+    if stage == "test":
+        metrics["accuracy_class"] = MulticlassAccuracy(num_classes, average=None)
+    # Groups would share states between metrics by comparing their values at the first batch, a device sync.
+    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)

@@ -1,0 +1,67 @@
+"""A run small enough to be made in a second, and the command line inside this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sinkformer_pl.cli import main
+
+ROOT = Path(__file__).parents[2]
+POINTCLOUD = str(ROOT / "configs/pointcloud.yaml")
+
+TINY = {
+    "name": "tiny",
+    "data": {"class_path": "ProceduralShapes", "init_args": {"train_size": 48, "val_size": 24, "test_size": 26}},
+    "model": {
+        "normalization": "Sinkhorn",
+        "backbone": {"class_path": "SetTransformer", "init_args": {"dim": 8, "num_heads": 2, "inducing_points": 4}},
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.003}},
+        "schedule": "WarmupCosine",
+    },
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+}
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """Path of a YAML file of a tiny run."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in an empty folder; returns all that it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> str:
+        capfd.readouterr()
+        main(list(argv))
+        captured = capfd.readouterr()
+        return captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def fail(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command that must be refused; returns the message, having checked that nothing was written."""
+
+    def fail(*argv: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as exit_:
+            run(*argv)
+        assert exit_.value.code == 2
+        message = capfd.readouterr().err
+        lines = message[message.index("error: ") :].splitlines()
+        assert len(lines) <= 2, message
+        assert "Traceback" not in message
+        assert sorted(tmp_path.rglob("*")) == before
+        return "\n".join(lines)
+
+    return fail

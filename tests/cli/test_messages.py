@@ -1,0 +1,135 @@
+"""Wrong arguments and files: one line with the cause and the remedy, before anything is written."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model.normalization", "Sinkhrn"], ["Sinkhrn", "did you mean Sinkhorn?", "Softmax"]),
+        (["--model.normalization", "no.such.Thing"], ["no.such.Thing", "Sinkhorn, Softmax"]),
+        (["--model.normalization", "torch.nn.Linear"], ["torch.nn.Linear", "AttentionNormalization"]),
+        (["--model.normalization", "ScoreNormalization"], ["ScoreNormalization", "abstract"]),
+        (["--model.normalization.n_itres", "3"], ["n_itres", "did you mean n_iters?"]),
+        (["--model.normalization.n_iters", "x"], ["model.normalization.n_iters", "whole number"]),
+        (["--model.normalization.n_iters", "4"], ["n_iters", "odd"]),
+        (["--model.normalization.n_iters", "0"], ["n_iters", "odd"]),
+        (["--model.nomalization", "Softmax"], ["model.nomalization", "did you mean model.normalization?"]),
+        (["--model.backbone.num_heads", "3"], ["num_heads=3", "dim=8"]),
+        (["--model.backbone", "SetTransfrmer"], ["did you mean SetTransformer?"]),
+        (["--model.backbone.pooling", "Sftmax"], ["model.backbone.pooling", "did you mean Softmax?"]),
+        (["--model.optimizer", "Adm"], ["did you mean Adam?"]),
+        (["--model.optimizer.lr", "fast"], ["model.optimizer.lr", "a number"]),
+        (["--model.schedule", "Cosine"], ["did you mean WarmupCosine?"]),
+        (["--model.schedule.warmup", "2"], ["warmup", "[0, 1)"]),
+        (["--model.optimizer.lr", "-1"], ["learning rate", "-1"]),
+        (["--model.num_classes", "7"], ["model.num_classes", "data.num_classes"]),
+        (["--model.label_smoothing", "1.5"], ["label_smoothing", "[0, 1)"]),
+        (["--data.root", "x"], ["data.root", "ProceduralShapes has no argument root"]),
+        (["--data.batch_size", "x"], ["data.batch_size", "whole number"]),
+        (["--data.batch_size", "0"], ["batch_size", "1 or more"]),
+        (["--data", "ProcedralShapes"], ["did you mean ProceduralShapes?"]),
+        (["--data", "PointClouds", "--data.root", "nowhere"], ["nowhere", "no such file or folder"]),
+        (["--trainer.max_epoch", "3"], ["did you mean trainer.max_epochs?"]),
+        (["--trainer.max_epochs", "x"], ["trainer.max_epochs", "whole number"]),
+        (["--plugins", "nosuch"], ["--plugins nosuch", "no module"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["--config"], ["--config", "needs a value"]),
+    ],
+)
+def test_wrong_flag(tiny, fail, flags, expected):
+    message = fail("fit", "--config", tiny, *flags)
+    assert all(part in message for part in expected), message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("modle: {label_smoothing: 0}", ["modle"]),
+        ("model: {label_smothing: 0}", ["label_smothing", "did you mean model.label_smoothing?"]),
+        ("model: {label_smoothing: much}", ["model.label_smoothing", "a number"]),
+        ("model: {normalization: {class_path: Sinkhorn, init_args: {n_itres: 3}}}", ["did you mean n_iters?"]),
+        ("model: {num_classes: 7}", ["num_classes"]),
+        ("model: !!python/object/apply:os.system [touch owned]", ["line 1", "python/object"]),
+        ("model: [", ["line"]),
+        ("just words", ["key: value"]),
+    ],
+)
+def test_wrong_file(tiny, fail, tmp_path, text, expected):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    message = fail("fit", "--config", tiny, "--config", str(path))
+    assert all(part in message for part in expected), message
+    assert not (tmp_path / "owned").exists()
+
+
+def test_wrong_command(fail):
+    assert "fit, validate, test, predict, normalizations" in fail("tset")
+    assert "--config" in fail("fit")
+    for command in ("validate", "test", "predict"):
+        assert "--ckpt_path" in fail(command)
+
+
+def test_empty_folder_and_broken_mesh(tiny, fail, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no meshes" in fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "empty")
+    for part in ("train", "test"):
+        for label in ("chair", "sofa"):
+            folder = tmp_path / "meshes" / label / part
+            folder.mkdir(parents=True)
+            for number in range(3):
+                (folder / f"{label}_{number}.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (tmp_path / "meshes/sofa/test/sofa_2.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n")
+    message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "meshes")
+    assert "sofa_2.off" in message
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("owned"),))
+
+
+def test_wrong_checkpoints(tiny, run, fail, tmp_path):
+    run("fit", "--config", tiny)
+    good = (tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(good[: len(good) // 2])
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": Malicious()}, tmp_path / "bad.ckpt")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Malicious()))
+    for name, expected in (
+        ("cut.ckpt", "damaged"),
+        ("text.ckpt", "damaged"),
+        ("empty.ckpt", "damaged"),
+        ("other.ckpt", "state_dict"),
+        ("bad.ckpt", "could run code"),
+        ("raw.ckpt", "damaged"),
+    ):
+        message = fail("test", "--ckpt_path", name)
+        assert name in message
+        assert expected in message
+    assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoint_of_another_model_names_what_differs(tiny, run, fail, tmp_path):
+    run("fit", "--config", tiny)
+    checkpoint = str(tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt")
+    message = fail("test", "--ckpt_path", checkpoint, "--model.backbone.dim", "16")
+    assert "backbone.blocks.0.gather.attention.key.bias is (8,) in the checkpoint and (16,) in the model" in message
+    assert " more. " in message
+    message = fail("test", "--ckpt_path", checkpoint, "--model.backbone.depth", "1")
+    assert "only in the checkpoint" in message
+
+
+def test_number_of_classes_set_by_hand_in_a_file_is_refused(tiny, fail):
+    text = yaml.safe_load(Path(tiny).read_text())
+    text["model"]["num_classes"] = 3
+    Path(tiny).write_text(yaml.safe_dump(text))
+    assert "num_classes" in fail("fit", "--config", tiny)

@@ -1,0 +1,434 @@
+"""Point clouds from meshes and arrays on disk."""
+
+import io
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from sinkformer_pl.data import LabelledDataset, PointClouds, Sample
+from sinkformer_pl.data.modelnet import MODELNET_CLASSES
+from sinkformer_pl.errors import UserError
+
+TETRAHEDRON = "OFF\n4 4 0\n0 0 0\n{0} 0 0\n0 {0} 0\n0 0 {0}\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
+
+
+def write_meshes(folder: Path, classes: tuple[str, ...] = ("cube", "ant"), train: int = 4, test: int = 2) -> Path:
+    """Write ModelNet's layout, in an order that is not sorted."""
+    for name in classes:
+        for part, count in (("train", train), ("test", test)):
+            (folder / name / part).mkdir(parents=True)
+            for index in reversed(range(count)):
+                (folder / name / part / f"{name}_{index:04}.off").write_text(TETRAHEDRON.format(index + 1))
+    return folder
+
+
+def samples(dataset: LabelledDataset) -> list[Sample]:
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def clouds(module: PointClouds) -> dict[str, list[torch.Tensor]]:
+    return {split: [sample.inputs for sample in samples(dataset)] for split, dataset in module.datasets.items()}
+
+
+def same(one: PointClouds, other: PointClouds) -> bool:
+    assert all(one.names(split) == other.names(split) for split in one.datasets)
+    return all(
+        len(a) == len(b) and all(map(torch.equal, a, b))
+        for a, b in zip(clouds(one).values(), clouds(other).values(), strict=True)
+    )
+
+
+def ready(root: Path, *, run: Path | None = None, **kwargs: Any) -> PointClouds:
+    """Return data as a Trainer leaves it, which writes under `run`; without one where that is None."""
+    kwargs = {"pool_size": 64} | kwargs
+    module = PointClouds(root, **kwargs)
+    if run is not None:
+        module.trainer = pl.Trainer(default_root_dir=run, accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Meshes
+
+
+@pytest.mark.parametrize("place", ["", "raw", "ModelNet10", "ModelNet40"])
+def test_meshes_are_found_sorted_and_labelled_by_folder(tmp_path, place):
+    write_meshes(tmp_path / place)
+    (tmp_path / place / "README.txt").write_text("hello")
+    (tmp_path / place / "ant" / "train" / "._ant_0000.off").write_text("not a mesh")
+    (tmp_path / place / "__MACOSX").mkdir()
+    module = PointClouds(tmp_path, pool_size=64)
+    assert module.classes == ("ant", "cube")
+    assert module.datasets == {}
+    module.setup()
+    assert module.names("test") == [f"{name}/test/{name}_000{index}" for name in ("ant", "cube") for index in (0, 1)]
+    assert module.datasets["test"].targets.tolist() == [0, 0, 1, 1]
+    assert sorted([*module.names("train"), *module.names("val")]) == [
+        f"{name}/train/{name}_000{index}" for name in ("ant", "cube") for index in range(4)
+    ]
+
+
+def test_clouds_lie_on_their_mesh(tmp_path):
+    module = ready(write_meshes(tmp_path), standardize=False)
+    for split, dataset in module.datasets.items():
+        for name, sample in zip(module.names(split), samples(dataset), strict=True):
+            points, size = sample.inputs, int(name[-4:]) + 1
+            assert points.shape == (64, 3)
+            on_face = torch.minimum(points.abs().amin(dim=1), (points.sum(dim=1) - size).abs())
+            assert on_face.max() < 1e-5
+
+
+def test_a_second_run_reads_one_cache_file_and_gives_the_same_clouds(tmp_path):
+    root, run = write_meshes(tmp_path / "meshes"), tmp_path / "run"
+    before = listing(root)
+    first = ready(root, run=run)
+    (cache,) = (run / "cache").iterdir()
+    written = cache.stat().st_mtime_ns
+    second = ready(root, run=run)
+    assert same(first, second)
+    assert cache.stat().st_mtime_ns == written
+    assert listing(run) == ["cache", f"cache/{cache.name}"]
+    assert listing(root) == before
+    assert same(first, ready(root))
+
+    # That the cache is what is read shows when its content differs from the meshes.
+    with np.load(cache) as file:
+        np.savez(cache, train=file["train"][::-1], test=file["test"][::-1])
+    assert not same(first, ready(root, run=run))
+
+
+def test_changed_meshes_or_pool_size_are_read_anew(tmp_path):
+    root, run = write_meshes(tmp_path / "meshes"), tmp_path / "run"
+    first = ready(root, run=run)
+    mesh = root / "ant" / "test" / "ant_0000.off"
+    mesh.write_text(TETRAHEDRON.format(7).replace("\n0 0 0", "\n-7 0 0"))
+    changed = ready(root, run=run)
+    assert not torch.equal(clouds(first)["test"][0], clouds(changed)["test"][0])
+    assert torch.equal(clouds(first)["test"][1], clouds(changed)["test"][1])
+    assert ready(root, run=run, pool_size=32).datasets["test"][0].inputs.shape == (32, 3)
+    assert len(list((run / "cache").iterdir())) == 3
+
+
+def test_without_a_trainer_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = write_meshes(tmp_path / "meshes")
+    before = listing(tmp_path)
+    ready(root)
+    assert listing(tmp_path) == before
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    root, run = write_meshes(tmp_path / "meshes"), tmp_path / "run"
+    ready(root, run=run)
+    (cache,) = (run / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{cache}: damaged cache .* delete the file"):
+        ready(root, run=run)
+
+
+def test_a_bad_mesh_is_named(tmp_path):
+    write_meshes(tmp_path)
+    bad = tmp_path / "cube" / "train" / "cube_0002.off"
+    bad.write_text("OFF\n1 0 0\n0 0 0\n")
+    with pytest.raises(UserError, match=f"{bad}: no faces"):
+        ready(tmp_path)
+
+
+def test_a_root_without_data_is_refused_with_the_layout(tmp_path):
+    with pytest.raises(UserError, match="no meshes; expected <class>/train"):
+        PointClouds(tmp_path)
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(UserError, match="no meshes; expected <class>/train"):
+        PointClouds(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        PointClouds(tmp_path / "absent")
+    (tmp_path / "clouds.csv").write_text("")
+    with pytest.raises(UserError, match=r"not one of \.npz"):
+        PointClouds(tmp_path / "clouds.csv")
+
+
+def test_classes_without_meshes_leave_an_empty_split(tmp_path):
+    write_meshes(tmp_path, train=0)
+    with pytest.raises(UserError, match="the train split has no samples"):
+        ready(tmp_path)
+
+
+def test_two_places_are_ambiguous_unless_one_is_asked_for(tmp_path):
+    write_meshes(tmp_path / "ModelNet10")
+    write_meshes(tmp_path / "ModelNet40", ("x", "y", "z"))
+    with pytest.raises(UserError, match="give one of them as root"):
+        PointClouds(tmp_path)
+    assert PointClouds(tmp_path, download="ModelNet40").classes == ("x", "y", "z")
+
+
+def test_the_pool_has_to_hold_the_points_asked_for(tmp_path):
+    with pytest.raises(UserError, match=r"data\.num_points is 65: give at most data\.pool_size, 64"):
+        PointClouds(write_meshes(tmp_path), num_points=65, pool_size=64)
+    with pytest.raises(UserError, match=r"data\.pool_size is 1"):
+        PointClouds(tmp_path, pool_size=1)
+
+
+def test_real_meshes_from_the_official_archive(tmp_path, real_data):
+    shutil.copy(real_data / "ModelNet10.zip", tmp_path)
+    root, run = tmp_path / "root", tmp_path / "run"
+    shutil.unpack_archive(tmp_path / "ModelNet10.zip", root)
+    first = ready(root, run=run, pool_size=256, num_points=128)
+    assert first.classes == MODELNET_CLASSES["ModelNet10"]
+    assert len(first.datasets["train"]) + len(first.datasets["val"]) == 160
+    assert len(first.datasets["test"]) == 40
+    assert first.names("test") == sorted(first.names("test"))
+    (root / "ModelNet10").rename(root / "raw")
+    second = ready(root, run=run, pool_size=256, num_points=128)
+    assert same(first, second)
+    assert len(list((run / "cache").iterdir())) == 1
+
+
+# Download
+
+
+def archive(classes: tuple[str, ...] = MODELNET_CLASSES["ModelNet10"], extra: str | None = None) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for name in classes:
+            for part in ("train", "test"):
+                for index in range(3):
+                    file.writestr(f"ModelNet10/{name}/{part}/{name}_{index}.off", TETRAHEDRON.format(1))
+        file.writestr("__MACOSX/ModelNet10/._x", "")
+        if extra:
+            file.writestr(extra, "")
+    return packed.getvalue()
+
+
+@pytest.fixture
+def local_network(tmp_path, monkeypatch):
+    """Serve ModelNet's address from a folder: the address is the one thing that is not real here."""
+    from torch_geometric.datasets import ModelNet
+
+    (tmp_path / "server").mkdir()
+    address = (tmp_path / "server" / "ModelNet10.zip").as_uri()
+    monkeypatch.setattr(ModelNet, "urls", {"10": address})
+    return tmp_path / "server" / "ModelNet10.zip"
+
+
+def test_download_fetches_once_into_an_empty_root(tmp_path, local_network):
+    local_network.write_bytes(archive())
+    root = tmp_path / "root"
+    module = PointClouds(root, download="ModelNet10", pool_size=16)
+    assert module.classes == MODELNET_CLASSES["ModelNet10"]
+    assert not root.exists()
+    module.prepare_data()
+    module.setup()
+    assert len(module.datasets["test"]) == 30
+    assert [path.name for path in root.iterdir()] == ["ModelNet10"]
+    local_network.unlink()
+    again = ready(root, download="ModelNet10", pool_size=16)
+    assert same(module, again)
+
+
+def test_an_archive_that_lies_ready_needs_no_network(tmp_path, local_network):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "ModelNet10.zip").write_bytes(archive())
+    assert len(ready(root, download="ModelNet10", pool_size=16).datasets["test"]) == 30
+
+
+def test_without_network_the_message_says_what_to_put_where(tmp_path, local_network):
+    root = tmp_path / "root"
+    with pytest.raises(UserError) as error:
+        PointClouds(root, download="ModelNet10").prepare_data()
+    assert f"{root}: cannot fetch" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert f"put {local_network.as_uri()} there as ModelNet10.zip" in str(error.value)
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>not found</html>", "not a complete archive"),
+        (archive()[:-300], "not a complete archive"),
+        (archive(extra="ModelNet10/../../escaped"), "members outside its folder"),
+        (archive(classes=()), "no folder ModelNet10"),
+    ],
+)
+def test_a_bad_archive_leaves_no_folder(tmp_path, local_network, content, message):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "ModelNet10.zip").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        PointClouds(root, download="ModelNet10").prepare_data()
+    assert [path.name for path in root.iterdir()] == ["ModelNet10.zip"]
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_download_cut_off_leaves_nothing(tmp_path, local_network):
+    local_network.write_bytes(archive()[:-300])
+    with pytest.raises(UserError, match="not a complete archive"):
+        PointClouds(tmp_path / "root", download="ModelNet10").prepare_data()
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_an_archive_of_other_classes_is_refused(tmp_path, local_network):
+    root = tmp_path / "root"
+    local_network.write_bytes(archive(classes=("ant", "cube")))
+    with pytest.raises(UserError, match="expected meshes of bathtub"):
+        ready(root, download="ModelNet10")
+
+
+def test_classes_of_modelnet():
+    assert {name: len(classes) for name, classes in MODELNET_CLASSES.items()} == {"ModelNet10": 10, "ModelNet40": 40}
+    for classes in MODELNET_CLASSES.values():
+        assert list(classes) == sorted(set(classes))
+
+
+# Arrays
+
+
+def arrays(count: int = 12, dtype: str = "float32") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    result: dict[str, np.ndarray] = {"classes": np.array(["ant", "bee", "cow"])}
+    for part, number in (("train", count), ("test", 6)):
+        points = rng.uniform(-1, 1, (number, 20, 3))
+        if np.dtype(dtype).kind in "iu":
+            points = points * np.iinfo(dtype).max
+        result[f"{part}_points"] = points.astype(dtype)
+        result[f"{part}_label"] = (np.arange(number) % 3).astype(np.int8)
+    return result
+
+
+PUBLISHED = {
+    "train_points": "tr_cloud", "train_label": "tr_label", "test_points": "test_cloud", "test_label": "test_label"
+}  # fmt: skip
+
+
+def write(path: Path, content: dict[str, np.ndarray]) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, allow_pickle=True, **content)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in content.items():
+                file[name] = array.astype("S") if array.dtype.kind == "U" else array
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".hdf5"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16", "int8", "int32"])
+def test_arrays_come_back(tmp_path, suffix, dtype):
+    content = arrays(dtype=dtype)
+    module = ready(write(tmp_path / f"clouds{suffix}", content), standardize=False)
+    assert module.classes == ("ant", "bee", "cow")
+    scale = np.iinfo(dtype).max if dtype.startswith("int") else 1
+    for split, dataset in module.datasets.items():
+        for name, sample in zip(module.names(split), samples(dataset), strict=True):
+            part, index = name.split("/")
+            expected = torch.from_numpy(content[f"{part}_points"][int(index)].astype(np.float32) / np.float32(scale))
+            assert sample.inputs.dtype == torch.float32
+            torch.testing.assert_close(sample.inputs, expected)
+            assert sample.target == content[f"{part}_label"][int(index)]
+    assert module.names("test") == [f"test/{index}" for index in range(6)]
+    assert len(module.datasets["train"]) + len(module.datasets["val"]) == 12
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize("plural", [False, True])
+def test_published_names_are_read_and_classes_are_numbered(tmp_path, suffix, plural):
+    content = {PUBLISHED[name]: array for name, array in arrays().items() if name != "classes"}
+    if plural:
+        content = {name.replace("label", "labels"): array for name, array in content.items()}
+    content = {name: array[:, None] if "label" in name else array for name, array in content.items()}
+    module = ready(write(tmp_path / f"clouds{suffix}", content))
+    assert module.classes == ("0", "1", "2")
+    assert module.datasets["test"].targets.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def change(**changes: Any) -> dict[str, np.ndarray]:
+    return {name: array for name, array in (arrays() | changes).items() if array is not None}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (change(train_points=None), "no array train_points or tr_cloud; it has classes"),
+        (change(test_label=None), "no array test_label"),
+        (change(test_points=np.zeros((6, 20, 2), np.float32)), r"test points are float32 \(6, 20, 2\)"),
+        (change(test_points=np.zeros((6, 60), np.float32)), r"test points are float32 \(6, 60\)"),
+        (change(test_points=np.zeros((6, 20, 3), bool)), "test points are bool"),
+        (change(test_points=np.zeros((5, 20, 3), np.float32)), "5 test clouds but 6 labels"),
+        (change(test_label=np.zeros(6)), "test labels are float64"),
+        (change(test_label=np.zeros((6, 2), int)), r"test labels are int64 \(6, 2\)"),
+        (change(test_label=np.full(6, -1)), "test label -1"),
+        (change(test_label=np.full(6, 3)), "label 3 for 3 classes"),
+        (change(test_label=np.full(6, 2**63, np.uint64)), "labels start at 0"),
+        (change(test_label=np.full(6, 10**12), classes=None), "label 1000000000000 is larger than the number"),
+        (change(classes=np.array(["ant"]), train_label=np.zeros(12, int), test_label=np.zeros(6, int)), "1 classes"),
+        (change(test_points=np.full((6, 20, 3), np.nan, np.float32)), r"clouds\..*: cloud test/0 has coordinates"),
+        (change(test_points=np.zeros((6, 20, 3), np.int16)), "cloud test/0 has all its points in one place"),
+    ],
+)
+def test_unsound_arrays_are_refused(tmp_path, suffix, content, message):
+    path = write(tmp_path / f"clouds{suffix}", content)
+    with pytest.raises(UserError, match=message) as error:
+        ready(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_files_that_are_none_are_refused(tmp_path, suffix, content):
+    path = tmp_path / f"clouds{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        PointClouds(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_file_cut_off_is_refused(tmp_path, suffix):
+    path = write(tmp_path / f"clouds{suffix}", arrays(200))
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        ready(path)
+
+
+def test_pickled_objects_are_refused_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    for name in ("test_label", "classes"):
+        content = change(**{name: np.array([Payload()], dtype=object)})
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            PointClouds(write(tmp_path / "clouds.npz", content))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_h5py_the_message_names_the_extra(tmp_path, monkeypatch):
+    path = write(tmp_path / "clouds.h5", arrays())
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"HDF5 files need h5py: pip install 'sinkformer_pl\[hdf5\]'"):
+        PointClouds(path)
+
+
+def test_real_clouds(real_data):
+    module = ready(real_data / "modelnet10_clouds.npz", num_points=128, batch_size=32)
+    assert module.classes == MODELNET_CLASSES["ModelNet10"]
+    sizes = {split: len(dataset) for split, dataset in module.datasets.items()}
+    assert sizes["test"] == 726
+    assert sizes["train"] + sizes["val"] == 3200
+    assert sizes["val"] == 320
+    batch = next(iter(module.train_dataloader()))
+    assert batch.inputs.shape == (32, 128, 3)
+    assert batch.mask is None
