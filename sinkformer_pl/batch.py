@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     inputs: Tensor
     mask: Tensor | None
     target: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -35,13 +35,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         if zipfile.is_zipfile(path):
             raise UserError(
-                f"checkpoint {path}: it holds more than tensors and plain data, which could run code when loaded; refused"
+                f"checkpoint {path}: it holds more than tensors and plain data, and could run code: refused"
             ) from None
         raise UserError(f"checkpoint {path}: it is damaged or no checkpoint; use another copy") from None
     except (RuntimeError, OSError, EOFError, zipfile.BadZipFile):
         raise UserError(f"checkpoint {path}: it is damaged or truncated; use another copy") from None
     if not (isinstance(checkpoint, dict) and "state_dict" in checkpoint and "hyper_parameters" in checkpoint):
-        raise UserError(f"checkpoint {path}: it has no 'state_dict' and 'hyper_parameters', so it isn't one of a task here")
+        raise UserError(
+            f"checkpoint {path}: it has no 'state_dict' and 'hyper_parameters', so it isn't one of a task here"
+        )
     return checkpoint
 
 

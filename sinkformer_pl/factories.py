@@ -72,7 +72,9 @@ def import_class(path: str) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"can't import {path} ({error}); name its module with --plugins or install its package") from error
+        raise UserError(
+            f"can't import {path} ({error}); name its module with --plugins or install its package"
+        ) from error
     if not inspect.isclass(cls):
         raise UserError(f"{path} is no class")
     return cls
@@ -97,4 +99,6 @@ def _plain(value: Any, name: str) -> Any:
         return {str(key): _plain(item, name) for key, item in value.items()}
     if inspect.isclass(value) or isinstance(value, functools.partial):
         return describe(value)
-    raise TypeError(f"{name}={value!r} is no plain data (numbers, strings, lists, classes), so a checkpoint can't hold it")
+    raise TypeError(
+        f"{name}={value!r} is no plain data (numbers, strings, lists, classes), so a checkpoint can't hold it"
+    )

@@ -90,7 +90,10 @@ class _Case:
         return tensors if self.bias is None else {**tensors, "bias": self.bias}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "_Case":
-        return replace(self, **{name: change(x) for name, x in self.tensors().items()})
+        return self.using({name: change(x) for name, x in self.tensors().items()})
+
+    def using(self, tensors: dict[str, Tensor]) -> "_Case":
+        return replace(self, q=tensors["q"], k=tensors["k"], v=tensors["v"], bias=tensors.get("bias"))
 
     def allowed(self) -> Tensor:
         like = self.q.new_empty(()).expand(*self.q.shape[:-1], self.k.shape[-2])
@@ -297,7 +300,7 @@ def _padding(s: _Subject) -> None:
             mask = AttentionMask(*(_grow(x, (0, n), left) > 0 for x, n in zip(real, (queries, keys), strict=True)))
             words = f"{queries} queries, {keys} keys of padding {'left' if left else 'right'}, filled with {filler:g}"
             upstream = _grow(_draw(plain["attend"].shape, dtype), (queries, 0), left, 1.0)
-            found = s.run(module, replace(case, **tensors, mask=mask, words=words), upstream)
+            found = s.run(module, replace(case.using(tensors), mask=mask, words=words), upstream)
             for name, wanted in plain.items():
                 block = _grow(torch.ones_like(wanted), extra.get(name.removeprefix("gradient of "), (0, 0)), left) > 0
                 _zero(found[name][~block], f"{name} at the padding")
@@ -317,7 +320,8 @@ def _batch(s: _Subject) -> None:
         module, masks = s.make(), case.mask or AttentionMask()
         together = s.run(module, case)
         query, key = (None if x is None else x[i : i + 1] for x in (masks.query, masks.key))
-        alone = replace(case.map(lambda x, i=i: x[i : i + 1]), mask=AttentionMask(query, key, masks.pairs))
+        tensors = {name: x[i : i + 1] for name, x in case.tensors().items()}
+        alone = replace(case.using(tensors), mask=AttentionMask(query, key, masks.pairs))
         upstream = _draw(together["attend"].shape, torch.float64)[i : i + 1]
         for name, values in s.run(module, alone, upstream).items():
             if "parameter" not in name:
@@ -390,14 +394,13 @@ def _sparse(s: _Subject) -> None:
 def _equivariant(s: _Subject) -> None:
     """With equivariant, permuting queries or keys permutes the weights."""
     for case in s.cases() if s.guarantees.equivariant else ():
-        rows, columns = case.q.shape[-2] - 1, case.k.shape[-2] - 1
-        rows, columns = torch.arange(rows, -1, -1).roll(1), torch.arange(columns, -1, -1).roll(2)
+        rows, columns = (torch.arange(x.shape[-2]).flip(0).roll(1) for x in (case.q, case.k))
         mask, tensors = case.mask or AttentionMask(), case.tensors()
         query, key = (m if m is None else m[:, at] for m, at in ((mask.query, rows), (mask.key, columns)))
         pairs = mask.pairs if mask.pairs is None else mask.pairs[..., rows, :][..., columns]
         tensors |= {name: x[..., rows if name == "q" else columns, :] for name, x in tensors.items() if name != "bias"}
         tensors |= {name: x[..., rows, :][..., columns] for name, x in tensors.items() if name == "bias"}
-        found = s.run(s.make(), replace(case, **tensors, mask=AttentionMask(query, key, pairs)))["weights"]
+        found = s.run(s.make(), replace(case.using(tensors), mask=AttentionMask(query, key, pairs)))["weights"]
         wanted = s.run(s.make(), case)["weights"][..., rows, :][..., columns]
         _close(found, wanted, _EXACT[torch.float64], "weights, of permuted queries and keys")
 
@@ -447,7 +450,7 @@ def _precision(s: _Subject) -> None:
             case = s.case(dtype=dtype, queries=64, keys=64, std=std, bias=False)
             upstream = _draw((*case.q.shape[:-1], case.v.shape[-1]), dtype)
             wanted = s.run(exact, case.map(torch.Tensor.double), upstream.double())
-            per_head = torch.full((s.num_heads,), case.scale, dtype=torch.promote_types(dtype, torch.float32))
+            per_head = torch.full((s.num_heads,), float(case.scale), dtype=torch.promote_types(dtype, torch.float32))
             for scale in (case.scale, per_head):
                 found = s.run(module, replace(case, scale=scale), upstream)
                 for name, tolerance in {"attend": output, **{f"gradient of {x}": gradient for x in "qkv"}}.items():
@@ -490,17 +493,18 @@ def _parameters(s: _Subject) -> None:
 
 
 def _gradients(s: _Subject) -> None:
-    """Gradients of q, k, v, bias and parameters in float64 are those of finite differences."""
+    """Gradients of q, k, v, bias, scale and parameters in float64 are those of finite differences."""
     for case in s.cases(queries=3, keys=4):
         wrapped, s.seen = _Attend(s.make()), case
-        names, inputs = [*case.tensors(), *_trained(wrapped)], [*case.tensors().values(), *_trained(wrapped).values()]
+        scale = torch.linspace(0.3, 0.5, s.num_heads, dtype=torch.float64)
+        inputs = {**case.tensors(), "scale": scale, **_trained(wrapped)}
 
-        def attend(*leaves: Tensor, case=case, wrapped=wrapped, names=names) -> Tensor:
+        def attend(*leaves: Tensor, mask=case.mask, wrapped=wrapped, names=tuple(inputs)) -> Tensor:
             named = dict(zip(names, leaves, strict=True))
-            tensors = [named.pop(name, None) for name in ("q", "k", "v", "bias")]
-            return functional_call(wrapped, named, (*tensors, case.mask, case.scale))[0]
+            q, k, v, bias, scale = (named.pop(name, None) for name in ("q", "k", "v", "bias", "scale"))
+            return functional_call(wrapped, named, (q, k, v, bias, mask, scale))[0]
 
-        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        leaves = [x.detach().clone().requires_grad_() for x in inputs.values()]
         torch.autograd.gradcheck(attend, leaves, atol=1e-8, rtol=1e-6, fast_mode=True)
 
 

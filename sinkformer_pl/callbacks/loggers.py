@@ -34,4 +34,4 @@ class AppendingCSVLogger(CSVLogger):
         """The writer, made at the first use."""
         if self._experiment is None:
             self._experiment = _Appender(log_dir=self.log_dir)
-        return self._experiment
+        return self._experiment  # type: ignore[return-value]

@@ -29,10 +29,12 @@ class RunRecord(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write `config.yaml`."""
-        if stage == "fit" and not trainer.fast_dev_run:
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Add configuration and metrics."""
         checkpoint[CONFIG_KEY] = self.config
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")

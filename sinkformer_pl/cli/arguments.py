@@ -69,7 +69,9 @@ class Arguments:
         """Read the checkpoint, if there is one, and learn its plugins."""
         if self.checkpoint is not None:
             self.content = read_checkpoint(self.checkpoint)
-            self.plugins += [name for name in module_names(self._remembered().get("plugins")) if name not in self.plugins]
+            self.plugins += [
+                name for name in module_names(self._remembered().get("plugins")) if name not in self.plugins
+            ]
 
     def ordered(self) -> list[str]:
         """The command line for the parser, lowest precedence first."""
@@ -77,7 +79,11 @@ class Arguments:
         above: dict[str, Any] = {}
         if self.content is not None and self.checkpoint is not None:
             remembered = self._remembered()
-            below = remembered if self.command == "fit" else {k: remembered[k] for k in KEPT_FOR_EVALUATION if k in remembered}
+            below = (
+                remembered
+                if self.command == "fit"
+                else {k: remembered[k] for k in KEPT_FOR_EVALUATION if k in remembered}
+            )
             root = root_of(self.checkpoint)
             if self.command != "fit" and root is not None:
                 below = {**below, "trainer": {"default_root_dir": str(root)}}

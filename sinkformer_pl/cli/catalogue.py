@@ -30,7 +30,8 @@ def print_normalizations(argv: Sequence[str]) -> None:
         argv: arguments after the command: `--plugins MODULE[,MODULE]`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m sinkformer_pl normalizations", description="Every registered normalization and what it guarantees."
+        prog="python -m sinkformer_pl normalizations",
+        description="Every registered normalization and what it guarantees.",
     )
     parser.add_argument("--plugins", default="", help="modules to import first, separated by commas")
     load_plugins(module_names(parser.parse_args(argv).plugins))
@@ -44,7 +45,9 @@ def print_normalizations(argv: Sequence[str]) -> None:
 
 
 def _arguments(cls: type[AttentionNormalization]) -> str:
-    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = [
+        p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     return f"({', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name for p in parameters)})"
 
 

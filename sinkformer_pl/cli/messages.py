@@ -50,11 +50,15 @@ def condense(message: str, options: Iterable[str]) -> str:
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
         return f"{key} {match[1]}: this class is no {match[2]}"
     single = re.findall(r"Expected an? <class '(\w+)'>\. Got value", cause)
-    if (kinds := single or re.findall(r"Expected an? <class '(\w+)'>", cause)) and set(kinds) & SCALARS.keys() - {"NoneType"}:
+    if (kinds := single or re.findall(r"Expected an? <class '(\w+)'>", cause)) and set(kinds) & SCALARS.keys() - {
+        "NoneType"
+    }:
         value = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value.*)?$", cause, re.MULTILINE)
         expected = " or ".join(dict.fromkeys(SCALARS.get(kind, kind) for kind in kinds))
         return f"{key} {value[1] if value else ''}: expected {expected}"
-    if match := re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)|No module named .*?Got value: ([\w.]+)", cause):
+    if match := re.search(
+        r"Expected a dot import path string: (\S+?)\.?(?:\s|$)|No module named .*?Got value: ([\w.]+)", cause
+    ):
         return _unknown_class(key, match[1] or match[2])
     return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
 
@@ -82,7 +86,8 @@ def _unknown_class(key: str, name: str) -> str:
 def _concrete(base: type | None) -> list[type]:
     if base is None:
         return []
-    below = [cls for child in base.__subclasses__() for cls in _concrete(child)]
+    children: list[type] = type.__subclasses__(base)
+    below = [cls for child in children for cls in _concrete(child)]
     return below if inspect.isabstract(base) or base.__name__.startswith("_") else [base, *below]
 
 

@@ -30,15 +30,17 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
     """
     if wanted not in ("last", "best"):
         if not Path(wanted).is_file():
-            raise UserError(f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name")
+            raise UserError(
+                f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name"
+            )
         return Path(wanted)
     for _, folder in sorted(_versions(root / name), reverse=True):
         path = folder / CHECKPOINTS / f"{wanted}.ckpt"
         if path.is_file():
             return path
     raise UserError(
-        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or name the run with "
-        "--name and its place with --trainer.default_root_dir"
+        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or say which run with "
+        "--name and --trainer.default_root_dir"
     )
 
 

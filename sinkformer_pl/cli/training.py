@@ -75,7 +75,9 @@ class _Parser(LightningArgumentParser):
             # A parser within the parser, for the arguments of one class: the outer one adds its key to the message.
             super().error(message, ex)
         parsers = [self, *(sub for action in self._actions for sub in _subparsers(action))]
-        options = [option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings]
+        options = [
+            option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings
+        ]
         raise UserError(condense(message, options))
 
 
@@ -165,7 +167,9 @@ class TrainingCLI(LightningCLI):
             callbacks.append(self._checkpointing(validating=config["limit_val_batches"] != 0))
         if self.arguments.command == "predict":
             callbacks.append(PredictionWriter(self.folder))
-        return super().instantiate_trainer(logger=logger, callbacks=[*_listed(config["callbacks"]), *callbacks], **kwargs)
+        return super().instantiate_trainer(
+            logger=logger, callbacks=[*_listed(config["callbacks"]), *callbacks], **kwargs
+        )
 
     def before_fit(self) -> None:
         """Say what runs, and where."""
@@ -191,7 +195,9 @@ class TrainingCLI(LightningCLI):
         if not best:
             return
         checkpoint = read_checkpoint(best)
-        metrics = {name: value for name, value in checkpoint[METRICS_KEY].items() if "accuracy" in name or "loss" in name}
+        metrics = {
+            name: value for name, value in checkpoint[METRICS_KEY].items() if "accuracy" in name or "loss" in name
+        }
         table = Table("best checkpoint", f"epoch {checkpoint['epoch']}", title_justify="left")
         for name, value in sorted(metrics.items()):
             table.add_row(name, f"{value:.4f}")

@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
     inputs: Tensor
     target: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class LabelledDataset(Dataset[Sample], ABC):

@@ -48,7 +48,8 @@ def find_mesh_folder(root: Path, prefer: str | None) -> MeshFolder | None:
     preferred = [folder for folder in found if folder.path.name == prefer]
     if len(found) > 1 and not preferred:
         raise UserError(f"{root}: meshes in {' and '.join(str(f.path) for f in found)}; give one of them as root")
-    return (preferred or found or [None])[0]
+    chosen = preferred or found
+    return chosen[0] if chosen else None
 
 
 def load_mesh_folder(folder: MeshFolder, *, pool_size: int, cache: Path | None) -> Source:

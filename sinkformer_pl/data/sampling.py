@@ -17,7 +17,7 @@ class Draw(NamedTuple):
         seed: non-negative, below 2**63.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     seed: int
 
 
@@ -47,7 +47,7 @@ class EpochSampler(DistributedSampler):
         """
         if shuffle and size < world_size:
             raise UserError(f"{size} training samples for {world_size} processes: use fewer devices or more data")
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
 
     def __len__(self) -> int:

@@ -5,4 +5,13 @@ from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.models.blocks import AttentionBlock
 from sinkformer_pl.models.set_transformer import ISAB, PMA, SAB, SetTransformer
 
-__all__ = ["ISAB", "PMA", "SAB", "AttentionBlock", "Backbone", "BackboneFactory", "MultiHeadAttention", "SetTransformer"]
+__all__ = [
+    "ISAB",
+    "PMA",
+    "SAB",
+    "AttentionBlock",
+    "Backbone",
+    "BackboneFactory",
+    "MultiHeadAttention",
+    "SetTransformer",
+]

@@ -1,6 +1,6 @@
 """Residual blocks of attention and a row-wise network."""
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -9,6 +9,14 @@ from sinkformer_pl.normalizations.base import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask
 
 LayerNormPlace = Literal["pre", "post", "none"]
+
+
+class BlockOptions(TypedDict):
+    """The keyword arguments of `AttentionBlock`, for what is built of blocks."""
+
+    mlp_dim: int
+    dropout: float
+    layer_norm: LayerNormPlace
 
 
 class AttentionBlock(nn.Module):

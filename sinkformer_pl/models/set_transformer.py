@@ -1,12 +1,13 @@
 """Set Transformer: permutation-invariant classification of sets of points."""
 
 import warnings
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.models.backbone import Backbone
-from sinkformer_pl.models.blocks import AttentionBlock, LayerNormPlace
+from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops.mask import AttentionMask
@@ -15,7 +16,9 @@ from sinkformer_pl.ops.mask import AttentionMask
 class SAB(nn.Module):
     """Set attention block: the set attends to itself. Arguments as of `AttentionBlock`."""
 
-    def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, **block) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, normalization: NormalizationFactory, **block: Unpack[BlockOptions]
+    ) -> None:
         super().__init__()
         self.block = AttentionBlock(dim, num_heads, normalization, **block)
 
@@ -34,7 +37,13 @@ class ISAB(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, normalization: NormalizationFactory, *, inducing_points: int, **block
+        self,
+        dim: int,
+        num_heads: int,
+        normalization: NormalizationFactory,
+        *,
+        inducing_points: int,
+        **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
         self.inducing = nn.Parameter(torch.empty(inducing_points, dim))
@@ -57,7 +66,15 @@ class PMA(nn.Module):
     mean, and this layer's queries and keys are never trained. A warning says so.
     """
 
-    def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, *, seeds: int = 1, **block) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        normalization: NormalizationFactory,
+        *,
+        seeds: int = 1,
+        **block: Unpack[BlockOptions],
+    ) -> None:
         super().__init__()
         self.seeds = nn.Parameter(torch.empty(seeds, dim))
         nn.init.xavier_uniform_(self.seeds)
@@ -118,8 +135,11 @@ class SetTransformer(Backbone):
     ) -> None:
         super().__init__()
         if depth < 1 or inducing_points < 0:
-            raise ValueError(f"depth must be at least 1 and inducing_points at least 0, got {depth} and {inducing_points}")
-        block = {"mlp_dim": dim if mlp_dim is None else mlp_dim, "dropout": dropout, "layer_norm": layer_norm}
+            raise ValueError(
+                f"depth must be at least 1 and inducing_points at least 0, got {depth} and {inducing_points}"
+            )
+        mlp_dim = dim if mlp_dim is None else mlp_dim
+        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm)
         self.out_dim = dim
         self.embed = nn.Linear(in_features, dim)
         self.blocks = nn.ModuleList(

@@ -30,7 +30,7 @@ class Sinkhorn(ScoreNormalization):
         super().__init__()
         if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1 or n_iters % 2 == 0:
             raise ValueError(
-                f"Sinkhorn: n_iters counts half-steps and must end on rows: use an odd number (1 is softmax), got {n_iters!r}"
+                f"Sinkhorn: n_iters counts half-steps and must end on rows: use an odd number, got {n_iters!r}"
             )
         self.n_iters = n_iters
 

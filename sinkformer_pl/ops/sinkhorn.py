@@ -119,8 +119,8 @@ def _only(values: Tensor, places: Tensor | None) -> Tensor:
 def _refuse_pairs(mask: AttentionMask) -> None:
     if mask.pairs is not None:
         raise NotImplementedError(
-            "Sinkhorn can't honour forbidden pairs: a doubly stochastic matrix with that pattern may not exist (the only "
-            "causal one is the identity); use Softmax, or a mask of queries and keys alone"
+            "Sinkhorn can't honour forbidden pairs: a doubly stochastic matrix with that pattern may not exist (the "
+            "only causal one is the identity); use Softmax, or a mask of queries and keys alone"
         )
 
 
@@ -129,10 +129,10 @@ def _marginals(scores: Tensor, mask: AttentionMask, row: Tensor | None, column: 
     if (row is None) != (column is None):
         raise ValueError("give both row_marginal and column_marginal, or neither: their totals must be equal")
     if row is None and mask.query is None and mask.key is None:
-        num_queries, num_keys = scores.shape[-2:]
-        zeros = scores.new_zeros((1,) * (scores.ndim - 2) + (num_queries, 1), dtype=dtype)
-        log_ratio = math.log(max(num_queries, 1) / max(num_keys, 1))
-        return _Marginals(zeros, zeros.new_full((*zeros.shape[:-2], 1, num_keys), log_ratio), None, None)
+        leading = (1,) * (scores.ndim - 2)
+        log_ratio = math.log(max(scores.shape[-2], 1) / max(scores.shape[-1], 1))
+        zeros = scores.new_zeros((*leading, scores.shape[-2], 1), dtype=dtype)
+        return _Marginals(zeros, zeros.new_full((*leading, 1, scores.shape[-1]), log_ratio), None, None)
     queries, keys = mask.query_column(scores), mask.key_row(scores)
     if row is None or column is None:
         num_queries = queries.sum(-2, keepdim=True).to(dtype)

@@ -20,7 +20,7 @@ def softmax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
     mask = mask or AttentionMask()
     with no_autocast(scores):
         allowed = mask.allowed(scores)
-        # A row without a single key is left unmasked and zeroed afterwards: all -inf would give NaN, in the gradient too.
+        # A row without a single key is left unmasked and zeroed afterwards: -inf throughout would give NaN.
         reachable = allowed | ~allowed.any(-1, keepdim=True)
         weights = at_least_float32(scores).masked_fill(~reachable, float("-inf")).softmax(-1)
         return weights.where(allowed, 0.0).to(scores.dtype)

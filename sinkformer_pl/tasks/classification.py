@@ -1,11 +1,12 @@
 """Classification of whatever a backbone turns into features."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -31,7 +32,7 @@ class Prediction(NamedTuple):
         probabilities: (B, num_classes) float32, rows sum to 1.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     probabilities: Tensor
 
 
@@ -132,7 +133,7 @@ class Classifier(pl.LightningModule):
         """Log what was counted."""
         self._log_epoch(self.test_metrics)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
         optimizer = self._optimizer(self.parameters())
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
@@ -153,13 +154,17 @@ class Classifier(pl.LightningModule):
     def _log_epoch(self, metrics: MetricCollection) -> None:
         # Counted over all samples of all processes, so that no batch or rank weighs more than its samples.
         values = metrics.compute()
-        metrics.reset()
+        with torch.inference_mode(False):
+            # States that are made in inference mode could not be added to by a later training in the same process.
+            metrics.reset()
         for name, value in values.items():
             stage = name.partition("/")[0]
             if value.ndim == 0:
                 self.log(name, value, prog_bar=name in PROGRESS_BAR)
             elif value.ndim == 1:
-                self.log_dict({f"{name}/{label}": accuracy for label, accuracy in zip(self._classes(), value, strict=True)})
+                self.log_dict(
+                    {f"{name}/{label}": accuracy for label, accuracy in zip(self._classes(), value, strict=True)}
+                )
             else:
                 self.confusion[stage] = value.cpu()
 
@@ -170,7 +175,7 @@ class Classifier(pl.LightningModule):
 
 
 def _metrics(stage: str, num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric] = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "loss": MeanMetric(),
         "accuracy": MulticlassAccuracy(num_classes, average="micro"),
     }

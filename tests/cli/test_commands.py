@@ -17,7 +17,7 @@ from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
 
-PLUGIN = '''
+PLUGIN = """
 from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, register
 from sinkformer_pl import ops
 
@@ -32,7 +32,7 @@ class Tempered(ScoreNormalization):
 
     def forward(self, scores, mask):
         return ops.softmax(scores / self.temperature, mask=mask)
-'''
+"""
 
 
 def loaded(path: Path) -> dict:
@@ -81,7 +81,9 @@ def test_checkpoint_alone_is_enough_and_flags_override_it(tiny, run, tmp_path):
     )
     assert {f"test/accuracy_class/{name}" for name in softmax["classes"]} <= softmax["metrics"].keys()
 
-    printed = run("test", "--ckpt_path", checkpoint, "--model.normalization", "Sinkhorn", "--model.normalization.n_iters", "7")
+    printed = run(
+        "test", "--ckpt_path", checkpoint, "--model.normalization", "Sinkhorn", "--model.normalization.n_iters", "7"
+    )
     assert "testing under Sinkhorn(n_iters=7), trained under Softmax()" in printed
     sinkhorn = json.loads((folder / "test.json").read_text())
     assert sinkhorn["metrics"]["test/loss"] != softmax["metrics"]["test/loss"]
@@ -112,7 +114,9 @@ def test_precedence_is_yaml_then_checkpoint_then_flags(tiny, run, tmp_path):
     run("fit", "--config", tiny, "--model.normalization.n_iters", "5")
     last = str(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
     other = tmp_path / "other.yaml"
-    other.write_text("model: {normalization: {class_path: Sinkhorn, init_args: {n_iters: 9}}}\ndata: {init_args: {test_size: 12}}")
+    other.write_text(
+        "model: {normalization: {class_path: Sinkhorn, init_args: {n_iters: 9}}}\ndata: {init_args: {test_size: 12}}"
+    )
     assert "Sinkhorn(n_iters=5)" in run("test", "--config", str(other), "--ckpt_path", last)
     record = json.loads((tmp_path / "runs/tiny/version_0/test.json").read_text())
     assert sum(map(sum, record["confusion"])) == 12
@@ -182,7 +186,9 @@ def test_checkpoint_made_in_python_is_tested_by_the_command_line_and_saved_again
     model = Classifier(
         partial(SetTransformer, dim=8, num_heads=2, pooling=partial(Sinkhorn, n_iters=1)), Softmax, num_classes=12
     )
-    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
     trainer.fit(model, datamodule=ProceduralShapes(train_size=24, val_size=12, test_size=12))
     trainer.save_checkpoint("mine.ckpt", weights_only=False)
     again = Classifier.load_from_checkpoint("mine.ckpt", weights_only=True)

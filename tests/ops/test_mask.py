@@ -54,7 +54,9 @@ def test_what_is_no_bool_tensor_is_refused(name, entry):
         AttentionMask(**{name: entry})
 
 
-@pytest.mark.parametrize(("name", "shape"), [("query", (3,)), ("key", (2, 1, 3)), ("pairs", (3, 3)), ("pairs", (2, 3, 3))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("query", (3,)), ("key", (2, 1, 3)), ("pairs", (3, 3)), ("pairs", (2, 3, 3))]
+)
 def test_a_wrong_number_of_axes_is_refused(name, shape):
     with pytest.raises(ValueError, match=rf"AttentionMask.{name} must have . axes, got shape"):
         AttentionMask(**{name: torch.ones(shape, dtype=torch.bool)})

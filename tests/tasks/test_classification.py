@@ -1,0 +1,145 @@
+"""The classifier: what it logs, what it saves, how it trains."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
+from torch import nn
+
+from sinkformer_pl.batch import Batch
+from sinkformer_pl.data import ProceduralShapes
+from sinkformer_pl.models import Backbone, SetTransformer
+from sinkformer_pl.normalizations import Sinkhorn, Softmax
+from sinkformer_pl.tasks import Classifier, StepDecay, WarmupCosine
+
+SMALL = partial(SetTransformer, dim=8, num_heads=2, inducing_points=4)
+
+
+def shapes(**kwargs) -> ProceduralShapes:
+    return ProceduralShapes(train_size=96, val_size=24, test_size=50, **kwargs)
+
+
+def trainer(**kwargs) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(**{"accelerator": "cpu", "num_sanity_val_steps": 0, **quiet, **kwargs})
+
+
+def test_test_metrics_are_those_of_scikit_learn_whatever_the_batches():
+    pl.seed_everything(0)
+    model = Classifier(SMALL, Softmax, num_classes=12, label_smoothing=0.3)
+    data = shapes(batch_size=7)
+    engine = trainer()
+    (metrics,) = engine.test(model, data, verbose=False)
+    predictions = engine.predict(model, data)
+    probabilities = torch.cat([batch.probabilities for batch in predictions]).numpy()
+    order = torch.cat([batch.index for batch in predictions])
+    assert order.tolist() == list(range(50))
+    truth = data.datasets["test"].targets.numpy()
+    predicted = probabilities.argmax(-1)
+    assert metrics["test/accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert metrics["test/accuracy_macro"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    # Without label smoothing, which belongs to the training.
+    assert metrics["test/loss"] == pytest.approx(log_loss(truth, probabilities.astype(np.float64), labels=range(12)), rel=1e-5)
+    expected = confusion_matrix(truth, predicted, labels=range(12))
+    assert model.confusion["test"].tolist() == expected.tolist()
+    for label, name in enumerate(data.classes):
+        assert metrics[f"test/accuracy_class/{name}"] == pytest.approx(expected[label, label] / expected[label].sum())
+
+
+@pytest.mark.parametrize("normalization", [Softmax, Sinkhorn])
+def test_it_learns(normalization):
+    pl.seed_everything(0)
+    optimizer = partial(torch.optim.AdamW, lr=5e-3)
+    model = Classifier(partial(SetTransformer, dim=16, num_heads=2), normalization, 12, optimizer=optimizer)
+    data = ProceduralShapes(train_size=240, val_size=24, test_size=24)
+    engine = trainer(max_epochs=6)
+    before = trainer().validate(model, data, verbose=False)[0]["val/loss"]
+    engine.fit(model, data)
+    assert float(engine.callback_metrics["val/loss"]) < before - 0.4
+
+
+def test_label_smoothing_is_in_the_training_loss():
+    torch.manual_seed(0)
+    plain = Classifier(SMALL, Softmax, num_classes=3)
+    smooth = Classifier(SMALL, Softmax, num_classes=3, label_smoothing=0.2)
+    smooth.load_state_dict(plain.state_dict())
+    batch = Batch(torch.randn(4, 9, 3), None, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    log_p = plain(batch.inputs, batch.mask).log_softmax(-1)
+    target = torch.nn.functional.one_hot(batch.target, 3) * 0.8 + 0.2 / 3
+    assert smooth.training_step(batch, 0).item() == pytest.approx(-(target * log_p).sum(-1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (partial(StepDecay, milestones=[0.5], factor=0.1), {0: 1, 5: 1, 6: 0.1, 11: 0.1}),
+        (partial(WarmupCosine, warmup=0.5), {3: 0.5, 6: 1.0, 9: 0.5}),
+    ],
+)
+def test_schedule_follows_the_steps_of_the_whole_training(schedule, rates):
+    seen = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    optimizer = partial(torch.optim.SGD, lr=2.0)
+    model = Classifier(SMALL, Softmax, 12, optimizer=optimizer, schedule=schedule)
+    # 96 samples in batches of 16, accumulated two by two: three steps an epoch, twelve in all.
+    engine = trainer(max_epochs=4, accumulate_grad_batches=2, callbacks=[Rates()], limit_val_batches=0)
+    engine.fit(model, shapes(batch_size=16))
+    assert len(seen) == 24
+    for step, factor in rates.items():
+        assert seen[2 * step] == pytest.approx(2.0 * factor, rel=1e-6), step
+
+
+class Mean(Backbone):
+    """A backbone of a user."""
+
+    def __init__(self, normalization, width: int = 5) -> None:
+        super().__init__()
+        self.out_dim = width
+        self.project = nn.Linear(3, width)
+
+    def forward(self, inputs, mask=None):
+        return self.project(inputs).mean(1)
+
+
+def test_any_backbone(tmp_path):
+    model = Classifier(partial(Mean, width=4), Softmax, num_classes=12)
+    engine = trainer(max_epochs=1)
+    engine.fit(model, shapes())
+    engine.save_checkpoint(tmp_path / "mean.ckpt")
+    again = Classifier.load_from_checkpoint(tmp_path / "mean.ckpt", weights_only=True)
+    assert isinstance(again.backbone, Mean)
+    assert again.backbone.out_dim == 4
+
+
+def test_same_seed_twice_gives_the_same_weights():
+    def weights() -> list[torch.Tensor]:
+        pl.seed_everything(3)
+        model = Classifier(partial(SMALL, dropout=0.2), Sinkhorn, 12)
+        trainer(max_epochs=1).fit(model, shapes())
+        return [parameter.detach() for parameter in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(), weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"num_classes": 1}, ValueError, "num_classes"),
+        ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
+        ({"normalization": lambda: Softmax()}, TypeError, "functools.partial"),
+        ({"normalization": {"class_path": "torch.nn.Linear", "init_args": {}}}, TypeError, "AttentionNormalization"),
+        ({"normalization": {"class_path": "nowhere.Thing", "init_args": {}}}, ValueError, "nowhere"),
+        ({"backbone": partial(SetTransformer, dim=9)}, ValueError, "num_heads=4 must divide"),
+        ({"optimizer": partial(torch.optim.SGD, lr=-1.0)}, ValueError, "learning rate"),
+    ],
+)
+def test_wrong_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        Classifier(**{"backbone": SMALL, "normalization": Softmax, "num_classes": 3, **arguments})

@@ -1,0 +1,61 @@
+"""Factories as plain data and back."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from sinkformer_pl.factories import as_factory, describe, public_path
+from sinkformer_pl.models import Backbone, SetTransformer
+from sinkformer_pl.normalizations import AttentionNormalization, Sinkhorn, Softmax
+
+
+def test_defaults_are_filled_in_and_nested_factories_described():
+    spec = describe(partial(SetTransformer, dim=16, pooling=partial(Sinkhorn, n_iters=5)))
+    assert spec["class_path"] == "sinkformer_pl.models.SetTransformer"
+    assert spec["init_args"]["dim"] == 16
+    assert spec["init_args"]["num_heads"] == 4
+    assert spec["init_args"]["pooling"] == {
+        "class_path": "sinkformer_pl.normalizations.Sinkhorn",
+        "init_args": {"n_iters": 5},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:pooling with one query")
+def test_there_and_back():
+    factory = partial(SetTransformer, dim=8, num_heads=2, pooling=partial(Sinkhorn, n_iters=5))
+    spec = describe(factory)
+    again = as_factory(spec, Backbone)
+    assert describe(again) == spec
+    torch.manual_seed(0)
+    first = factory(Softmax)
+    torch.manual_seed(0)
+    second = again(Softmax)
+    assert str(first) == str(second)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_optimizers_are_described_too():
+    spec = describe(partial(torch.optim.AdamW, lr=0.1))
+    assert spec["class_path"] == "torch.optim.AdamW"
+    assert spec["init_args"]["lr"] == 0.1
+    assert spec["init_args"]["betas"] == [0.9, 0.999]
+    assert "params" not in spec["init_args"]
+
+
+def test_what_cannot_be_saved_or_built_is_refused():
+    with pytest.raises(TypeError, match="functools.partial"):
+        describe(lambda: Softmax())
+    with pytest.raises(TypeError, match="n_iters=.* is no plain data"):
+        describe(partial(Sinkhorn, n_iters=torch.ones(1)))
+    with pytest.raises(ValueError, match="abstract"):
+        describe(AttentionNormalization)
+    with pytest.raises(TypeError, match="is no Backbone"):
+        as_factory({"class_path": "sinkformer_pl.normalizations.Softmax"}, Backbone)
+    with pytest.raises(ValueError, match="can't import sinkformer_pl.normalizations.Nothing"):
+        as_factory({"class_path": "sinkformer_pl.normalizations.Nothing"}, Backbone)
+
+
+def test_public_path_is_the_shortest():
+    assert public_path(Sinkhorn) == "sinkformer_pl.normalizations.Sinkhorn"
+    assert public_path(torch.nn.Linear) == "torch.nn.Linear"
