@@ -41,7 +41,9 @@ def test_imports_point_one_way():
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         used = {name.split(".")[1] for name in imports(path) if name.startswith("sinkformer_pl.")}
         used &= MAY_IMPORT.keys()
-        assert used <= MAY_IMPORT[part] | {part}, f"{path.relative_to(PACKAGE)} imports {used - MAY_IMPORT[part] - {part}}"
+        assert used <= MAY_IMPORT[part] | {part}, (
+            f"{path.relative_to(PACKAGE)} imports {used - MAY_IMPORT[part] - {part}}"
+        )
 
 
 def test_ops_need_nothing_but_torch():

@@ -19,7 +19,12 @@ def clouds(tmp_path):
     labels = np.arange(40) % 4
     points = rng.normal(size=(40, 1100, 3)) * (1 + labels[:, None, None] * np.array([1.0, 0.0, 0.5]))
     path = tmp_path / "clouds.npz"
-    split = {"train_points": points[:28], "train_label": labels[:28], "test_points": points[28:], "test_label": labels[28:]}
+    split = {
+        "train_points": points[:28],
+        "train_label": labels[:28],
+        "test_points": points[28:],
+        "test_label": labels[28:],
+    }
     np.savez(path, **split)
     return path
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 CONFIG = Path(__file__).parents[1] / "configs/pointcloud.yaml"
-QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+QUIET = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.accelerator",
+    "cpu",
+]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 SMALL = ["--data.train_size", "241", "--data.val_size", "25", "--data.test_size", "39"]
 

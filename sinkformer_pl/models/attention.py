@@ -56,4 +56,5 @@ class MultiHeadAttention(nn.Module):
         if not self.causal:
             return mask
         mask = mask or AttentionMask()
-        return AttentionMask(mask.query, mask.key, causal_pairs(q.shape[-2], k.shape[-2], device=q.device))
+        pairs = causal_pairs(q.shape[-2], k.shape[-2], device=q.device)
+        return AttentionMask(mask.query, mask.key, pairs if mask.pairs is None else pairs & mask.pairs)

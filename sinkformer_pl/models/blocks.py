@@ -1,6 +1,6 @@
 """Residual blocks of attention and a row-wise network."""
 
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from torch import Tensor, nn
 
@@ -29,6 +29,9 @@ class AttentionBlock(nn.Module):
         mlp_dim: hidden width of the row-wise network; 0 leaves it out.
         dropout: share dropped after the attention and after the row-wise network.
         layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
+
+    Raises:
+        ValueError: another place for the layer norm; heads that don't divide the width.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class AttentionBlock(nn.Module):
         layer_norm: LayerNormPlace = "pre",
     ) -> None:
         super().__init__()
+        if layer_norm not in get_args(LayerNormPlace):
+            raise ValueError(f"layer_norm must be one of {', '.join(get_args(LayerNormPlace))}, got {layer_norm!r}")
         self.layer_norm = layer_norm
         self.attention = MultiHeadAttention(dim, num_heads, normalization)
         self.mlp = (

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ class AttentionNormalization(nn.Module, ABC):
     unsupported one.
     """
 
-    guarantees: ClassVar[Guarantees] = Guarantees()
+    guarantees: Guarantees = Guarantees()
 
     def build(self, num_heads: int, head_dim: int) -> None:
         """Create what depends on the owning layer, such as parameters per head. Called once, by that layer."""
@@ -129,5 +129,8 @@ NormalizationFactory = Callable[[], AttentionNormalization]
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor:
-    scores = (at_least_float32(q) * per_head(scale)) @ at_least_float32(k).mT
-    return scores if bias is None else scores + bias
+    q, k = at_least_float32(q), at_least_float32(k)
+    if isinstance(scale, Tensor):
+        scale = scale.to(q.dtype)
+    scores = (q * per_head(scale)) @ k.mT
+    return scores if bias is None else scores + bias.to(scores.dtype)

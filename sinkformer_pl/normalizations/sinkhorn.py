@@ -1,5 +1,7 @@
 """Sinkhorn: doubly stochastic attention."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from sinkformer_pl import ops
@@ -33,6 +35,8 @@ class Sinkhorn(ScoreNormalization):
                 f"Sinkhorn: n_iters counts half-steps and must end on rows: use an odd number, got {n_iters!r}"
             )
         self.n_iters = n_iters
+        if n_iters == 1:
+            self.guarantees = replace(self.guarantees, unit_columns=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K)."""

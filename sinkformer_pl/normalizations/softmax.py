@@ -34,11 +34,17 @@ class Softmax(ScoreNormalization):
     ) -> Tensor:
         """Weights times values, (B, H, Q, Dv), by `scaled_dot_product_attention`."""
         dtype = q.dtype
+        exact = isinstance(scale, Tensor) or (bias is not None and bias.dtype != dtype)
+        if exact and dtype.itemsize < 4:
+            # The operator takes a number for scale and a bias of the dtype of q: here both would be rounded.
+            return super().attend(q, k, v, mask, scale=scale, bias=bias)
+        if bias is not None:
+            bias = bias.to(dtype).expand(*q.shape[:-1], k.shape[-2])
         with no_autocast(q):
             if isinstance(scale, Tensor):
                 q, scale = (q * per_head(scale)).to(dtype), 1.0
             if mask is None:
-                return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(dtype), scale=scale)
+                return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
             q, k, v = mask.without_padding(q, k, v)
             like_scores = q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
             # Padded queries are zeroed afterwards instead of masked: a mask of the keys alone is Q times smaller.
@@ -46,6 +52,6 @@ class Softmax(ScoreNormalization):
             some_key = allowed.any(-1, keepdim=True)
             reachable = allowed | ~some_key
             if bias is not None:
-                reachable = bias.to(dtype).masked_fill(~reachable, float("-inf"))
+                reachable = bias.masked_fill(~reachable, float("-inf"))
             output = F.scaled_dot_product_attention(q, k, v, reachable, scale=scale)
             return output.where(mask.query_column(like_scores) & some_key, 0.0)

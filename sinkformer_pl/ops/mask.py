@@ -65,6 +65,10 @@ class AttentionMask:
             return allowed
         if scores.ndim != 4:
             raise ValueError(f"a mask with pairs needs scores (B, H, Q, K), got shape {tuple(scores.shape)}")
+        if any(size not in (1, wanted) for size, wanted in zip(self.pairs.shape, scores.shape, strict=True)):
+            raise ValueError(
+                f"AttentionMask.pairs {tuple(self.pairs.shape)} doesn't broadcast to scores {tuple(scores.shape)}"
+            )
         return allowed & self.pairs
 
 

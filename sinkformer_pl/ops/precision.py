@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is float32 or float64, else a float32 copy."""
+    """The tensor itself if it is float32 or float64, else a float32 copy.
+
+    Raises:
+        TypeError: not a float tensor.
+    """
+    if not tensor.is_floating_point():
+        raise TypeError(f"expected a float tensor, got {tensor.dtype}")
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

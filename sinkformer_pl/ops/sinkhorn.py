@@ -45,7 +45,7 @@ def sinkhorn(
             unpadded scores give, and changes with no finite value of the padding. `pairs` is refused.
         lam: damping of the column step, in [0, 1], a number or a tensor (H,) of one value a head; 1 is Sinkhorn,
             0 is softmax, between them the column marginal is relaxed with strength rho = lam / (1 - lam).
-        row_marginal: (..., Q) sums of the rows, 0 at padding; differentiable. Default: 1 at each real query.
+        row_marginal: (..., Q) sums of the rows, at least 0, 0 at padding; differentiable. Default: 1 at each real query.
         column_marginal: (..., K) sums of the columns, likewise. Default: Q/K at each real key, Q and K the numbers
             of real queries and keys of the sample. Both marginals or neither, with equal totals.
 
@@ -54,7 +54,9 @@ def sinkhorn(
         exactly 0 with a gradient of exactly 0.
 
     Raises:
-        ValueError: `n_iters` below 1, one marginal without the other, totals that differ, shapes that don't fit.
+        ValueError: `n_iters` below 1, `lam` out of range, one marginal without the other, totals that differ, shapes
+            that don't fit.
+        TypeError: scores of no float dtype.
         NotImplementedError: a mask with `pairs`.
 
     References:
@@ -63,6 +65,8 @@ def sinkhorn(
     """
     if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1:
         raise ValueError(f"n_iters must be an integer of at least 1 (1 is softmax), got {n_iters!r}")
+    if not isinstance(lam, Tensor) and not 0 <= lam <= 1:
+        raise ValueError(f"lam must be in [0, 1] (1 is Sinkhorn, 0 softmax), got {lam}")
     mask = mask or AttentionMask()
     _refuse_pairs(mask)
     with no_autocast(scores):
@@ -75,15 +79,20 @@ def sinkhorn(
             column_logits = logits.masked_fill(columns & ~rows, float("-inf"))
         damping = per_head(lam)
         f, g = torch.zeros_like(log_row), torch.zeros_like(log_column)
-        for step in range(n_iters):
+        for step in range(n_iters - n_iters % 2):
             if step % 2 == 0:
                 f = _only(log_row - (row_logits + g).logsumexp(-1, keepdim=True), rows)
             else:
                 g = _only(damping * (log_column - (column_logits + f).logsumexp(-2, keepdim=True)), columns)
-        logits = logits + f + g
+        if n_iters % 2:
+            # The last row step and the exponential in one, which makes rows exact to the last bit.
+            plan = (row_logits + g).softmax(-1)
+            plan = plan if row_marginal is None else plan * log_row.exp()
+        else:
+            plan = (logits + f + g).exp()
         if rows is not None and columns is not None:
-            logits = logits.masked_fill(~(rows & columns), float("-inf"))
-        return logits.exp().to(scores.dtype)
+            plan = plan.where(rows & columns, 0.0)
+        return plan.to(scores.dtype)
 
 
 def marginal_error(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
@@ -109,6 +118,8 @@ def marginal_error(weights: Tensor, mask: AttentionMask | None = None) -> Tensor
             plan = plan.where(rows & columns, 0.0)
         row_error = _only((plan.sum(-1, keepdim=True) - 1).abs(), rows)
         column_error = _only((plan.sum(-2, keepdim=True) / log_column.exp() - 1).abs(), columns)
+        if not weights.shape[-1] or not weights.shape[-2]:
+            return plan.new_zeros(weights.shape[:-2])
         return torch.maximum(row_error.amax((-2, -1)), column_error.amax((-2, -1)))
 
 
@@ -125,6 +136,8 @@ def _refuse_pairs(mask: AttentionMask) -> None:
 
 
 def _marginals(scores: Tensor, mask: AttentionMask, row: Tensor | None, column: Tensor | None) -> _Marginals:
+    if scores.ndim < 2:
+        raise ValueError(f"scores need at least the two axes (Q, K), got shape {tuple(scores.shape)}")
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if (row is None) != (column is None):
         raise ValueError("give both row_marginal and column_marginal, or neither: their totals must be equal")
@@ -141,10 +154,11 @@ def _marginals(scores: Tensor, mask: AttentionMask, row: Tensor | None, column: 
         rows, columns = queries & (num_keys > 0), keys & (num_queries > 0)
         log_column = (num_queries.clamp(min=1) / num_keys.clamp(min=1)).log().expand(columns.shape)
         return _Marginals(torch.zeros_like(rows, dtype=dtype), log_column, rows, columns)
-    if row.shape[-1] != scores.shape[-2] or column.shape[-1] != scores.shape[-1]:
+    wanted = (*scores.shape[:-2], scores.shape[-2]), (*scores.shape[:-2], scores.shape[-1])
+    if (row.shape, column.shape) != wanted:
         raise ValueError(
             f"marginals {tuple(row.shape)} and {tuple(column.shape)} don't fit scores {tuple(scores.shape)}: they need "
-            f"{scores.shape[-2]} and {scores.shape[-1]} entries in the last axis"
+            f"{wanted[0]} and {wanted[1]}"
         )
     row, column = row[..., None].to(dtype), column[..., None, :].to(dtype)
     _require_equal_totals(row.where(queries, 0.0), column.where(keys, 0.0))

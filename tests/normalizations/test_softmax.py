@@ -122,3 +122,13 @@ def test_autocast_keeps_float32():
     with torch.autocast("cpu", torch.bfloat16):
         output = Softmax().attend(q, k, v, None, scale=SCALE)
     assert output.equal(Softmax().attend(q, k, v, None, scale=SCALE))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bias_of_fewer_axes_and_float64_scale(masked):
+    q, k, v = (torch.randn(2, 3, 5, 4) for _ in range(3))
+    mask = AttentionMask(key=torch.tensor([[True] * 5, [True] * 3 + [False] * 2])) if masked else None
+    bias, scale = torch.randn(5), torch.ones(3, dtype=torch.float64)
+    attended = Softmax().attend(q, k, v, mask, scale=scale, bias=bias)
+    expected = Softmax().weights(q, k, mask, scale=scale, bias=bias) @ v
+    torch.testing.assert_close(attended, expected)

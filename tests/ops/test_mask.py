@@ -77,3 +77,10 @@ def test_pairs_need_scores_of_four_axes():
 def test_it_is_frozen():
     with pytest.raises(AttributeError):
         AttentionMask().key = torch.ones(2, 3, dtype=torch.bool)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_pairs_of_another_size_are_refused():
+    for shape in [(3, 1, 5, 5), (1, 1, 4, 5), (1, 1, 5, 4)]:
+        mask = AttentionMask(pairs=torch.ones(shape, dtype=torch.bool))
+        with pytest.raises(ValueError, match="doesn't broadcast"):
+            mask.allowed(torch.randn(2, 2, 5, 5))

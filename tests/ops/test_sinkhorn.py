@@ -345,3 +345,15 @@ def test_marginal_error_of_an_empty_sample_is_zero():
     errors = marginal_error(sinkhorn(draw(2, 1, 3, 2), 101, mask=mask), mask)
     assert errors[1].item() == 0
     assert errors[0].item() < 1e-6
+
+
+def test_lam_and_scores_out_of_range_are_refused():
+    for lam in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=r"lam must be in \[0, 1\]"):
+            sinkhorn(torch.randn(3, 3), lam=lam)
+    with pytest.raises(ValueError, match="two axes"):
+        sinkhorn(torch.randn(3))
+    with pytest.raises(TypeError, match="float tensor"):
+        sinkhorn(torch.ones(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="don't fit scores"):
+        sinkhorn(torch.randn(2, 2, 3, 3), row_marginal=torch.ones(2, 3), column_marginal=torch.ones(2, 3))

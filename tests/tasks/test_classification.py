@@ -23,7 +23,12 @@ def shapes(**kwargs) -> ProceduralShapes:
 
 
 def trainer(**kwargs) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(**{"accelerator": "cpu", "num_sanity_val_steps": 0, **quiet, **kwargs})
 
 
@@ -42,7 +47,9 @@ def test_test_metrics_are_those_of_scikit_learn_whatever_the_batches():
     assert metrics["test/accuracy"] == pytest.approx(accuracy_score(truth, predicted))
     assert metrics["test/accuracy_macro"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     # Without label smoothing, which belongs to the training.
-    assert metrics["test/loss"] == pytest.approx(log_loss(truth, probabilities.astype(np.float64), labels=range(12)), rel=1e-5)
+    assert metrics["test/loss"] == pytest.approx(
+        log_loss(truth, probabilities.astype(np.float64), labels=range(12)), rel=1e-5
+    )
     expected = confusion_matrix(truth, predicted, labels=range(12))
     assert model.confusion["test"].tolist() == expected.tolist()
     for label, name in enumerate(data.classes):
