@@ -46,13 +46,13 @@ def test_optimizers_are_described_too():
 def test_what_cannot_be_saved_or_built_is_refused():
     with pytest.raises(TypeError, match="functools.partial"):
         describe(lambda: Softmax())
-    with pytest.raises(TypeError, match="n_iters=.* is no plain data"):
+    with pytest.raises(TypeError, match=r"n_iters=.* is no plain data"):
         describe(partial(Sinkhorn, n_iters=torch.ones(1)))
     with pytest.raises(ValueError, match="abstract"):
         describe(AttentionNormalization)
     with pytest.raises(TypeError, match="is no Backbone"):
         as_factory({"class_path": "sinkformer_pl.normalizations.Softmax"}, Backbone)
-    with pytest.raises(ValueError, match="can't import sinkformer_pl.normalizations.Nothing"):
+    with pytest.raises(ValueError, match=r"can't import sinkformer_pl.normalizations.Nothing"):
         as_factory({"class_path": "sinkformer_pl.normalizations.Nothing"}, Backbone)
 
 

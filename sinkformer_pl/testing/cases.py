@@ -1,0 +1,121 @@
+"""Inputs of a normalization: random tensors of every kind of mask, and the words for them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.normalizations.base import AttentionNormalization
+from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input, and the words for it."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    mask: AttentionMask | None
+    scale: float | Tensor
+    words: str
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.tensors().items())
+        return f"{shapes}, {self.q.dtype}, scale {self.scale}, mask: {self.words}"
+
+    def attend(self, module: AttentionNormalization) -> Tensor:
+        """What a normalization's attend gives for it."""
+        return module.attend(self.q, self.k, self.v, self.mask, scale=self.scale, bias=self.bias)
+
+    def weights(self, module: AttentionNormalization) -> Tensor:
+        """What a normalization's weights gives for it."""
+        return module.weights(self.q, self.k, self.mask, scale=self.scale, bias=self.bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, without a bias that is None."""
+        tensors = {"q": self.q, "k": self.k, "v": self.v}
+        return tensors if self.bias is None else {**tensors, "bias": self.bias}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Case":
+        """Change every tensor."""
+        tensors: dict[str, Any] = {name: change(x) for name, x in self.tensors().items()}
+        return replace(self, **tensors)
+
+    def leaves(self) -> "Case":
+        """The same memory, in tensors that ask for gradients."""
+        return self.map(lambda x: x.detach().requires_grad_())
+
+    def select(self, samples=_ALL, queries=_ALL, keys=_ALL) -> "Case":
+        """Some samples, queries and keys, in some order; `pairs` are those of every sample."""
+        at = {"q": (samples, queries, _ALL), "k": (samples, keys, _ALL), "v": (samples, keys, _ALL)}
+        at |= {"bias": (samples, queries, keys), "pairs": (_ALL, queries, keys)}
+        at |= {"query": (samples, _ALL, queries), "key": (samples, _ALL, keys)}
+
+        def selected(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+            given = {name: x for name, x in tensors.items() if x is not None}
+            return {name: x[at[name][0]][..., at[name][1], :][..., at[name][2]] for name, x in given.items()}
+
+        mask = None if self.mask is None else AttentionMask(**selected(vars(self.mask)))
+        return replace(self, **selected({**self.tensors()}), mask=mask)
+
+    def allowed(self) -> Tensor:
+        """The pairs that count, (B, H, Q, K)."""
+        scores = self.q @ self.k.mT
+        return (self.mask or AttentionMask()).allowed(scores).expand_as(scores)
+
+
+def draw(shape: Sequence[int], dtype: torch.dtype, seed: int = 5) -> Tensor:
+    """Normal numbers, the same at each call."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def draw_case(
+    kind: str,
+    dtype: torch.dtype,
+    *,
+    sizes: tuple[int, int, int, int],
+    head_dim: int,
+    std: float,
+    seed: int,
+    bias: bool,
+    square: bool,
+) -> Case:
+    """An input with a kind of mask, of sizes (B, H, Q, K), whose scores have the given standard deviation."""
+    batch, heads, queries, keys = sizes
+
+    def tokens(count: int, width: int, seed: int) -> Tensor:  # heads come transposed from an attention layer
+        return draw((batch, count, heads, width), dtype, seed).transpose(1, 2)
+
+    return Case(
+        q=tokens(queries, head_dim, seed + 1),
+        k=tokens(keys, head_dim, seed + 2),
+        v=tokens(keys, head_dim - 2, seed + 3),
+        bias=draw(sizes, dtype, seed + 4) * std if bias else None,
+        mask=_mask(kind, sizes, square),
+        scale=std / math.sqrt(head_dim),
+        words=kind,
+    )
+
+
+def _mask(kind: str, sizes: tuple[int, int, int, int], square: bool) -> AttentionMask | None:
+    samples, heads, rows, columns = (torch.arange(size) for size in sizes)
+    samples = samples[:, None]
+    if kind == "none":
+        return None
+    if kind == "causal":
+        return AttentionMask(pairs=causal_pairs(len(rows), len(columns)))
+    if kind == "empty sample":
+        real = (samples > 0).expand(-1, len(columns))
+        return AttentionMask(real if square else None, real)
+    padding = AttentionMask(*((x + samples) % 3 != 2 for x in (rows, columns)))
+    if kind == "padding":
+        return padding
+    pairs = ((rows[:, None] + columns + heads[:, None, None]) % 3 != 0) & (rows[:, None] > 0)  # query 0 meets no key
+    return replace(padding, pairs=pairs[None])

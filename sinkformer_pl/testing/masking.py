@@ -1,0 +1,76 @@
+"""Checks of masks and padding: nothing but what is real counts."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.testing.cases import draw
+from sinkformer_pl.testing.comparing import EXACT, all_close, close, finite, zero
+from sinkformer_pl.testing.subject import Subject
+
+
+def masks(s: Subject) -> None:
+    """Masked weights are exactly 0; a query without a key gives a row of 0 and a gradient of 0, never NaN."""
+    for std in (1, 30):
+        for case in s.cases(std=std):
+            results, allowed = s.run(s.make(), case), case.allowed()
+            finite(results)
+            zero(results["weights"][~allowed], "masked weights")
+            for name in ("attend", "gradient of q"):
+                zero(results[name][~allowed.any(-1)], f"{name} of a padded query or one without a key")
+
+
+def padding(s: Subject) -> None:
+    """A padded batch gives what it gives unpadded, gradients too, whatever finite numbers the padding holds."""
+    amounts = ((1, 1), (7, 7)) if s.guarantees.square else ((1, 7), (7, 1), (0, 7), (7, 0))
+    for dtype in EXACT:
+        module, case = s.make(dtype), s.case(dtype=dtype)
+        plain = s.run(module, case)
+        for (queries, keys), left, filler in product(amounts, (True, False), (-3.0, 1e30)):
+            rows, columns = _real(case.q.shape[-2], queries, left), _real(case.k.shape[-2], keys, left)
+            real = {"q": rows[:, None], "attend": rows[:, None], "k": columns[:, None], "v": columns[:, None]}
+            real |= {"bias": rows[:, None] & columns, "weights": rows[:, None] & columns}
+            tensors: dict[str, Any] = {name: _pad(x, real[name], filler) for name, x in case.tensors().items()}
+            mask = AttentionMask(*(x.expand(len(case.q), -1) for x in (rows, columns)))
+            words = f"{queries} queries, {keys} keys of padding {'left' if left else 'right'}, filled with {filler:g}"
+            upstream = _pad(draw(plain["attend"].shape, dtype), real["attend"], 1.0)
+            found = s.run(module, replace(case, **tensors, mask=mask, words=words), upstream)
+            for name, wanted in plain.items():
+                block = real.get(name.removeprefix("gradient of "), torch.tensor(True)).expand_as(found[name])
+                zero(found[name][~block], f"{name} at the padding")
+                close(found[name][block].reshape(wanted.shape), wanted, f"{name}, against unpadded")
+
+
+def _real(count: int, more: int, left: bool) -> Tensor:
+    """Which of count + more tokens are real, with padding on one side."""
+    at = torch.arange(count + more)
+    return at >= more if left else at < count
+
+
+def _pad(x: Tensor, real: Tensor, filler: float) -> Tensor:
+    """Put the rows and columns of x where `real` is True, and the filler around them."""
+    rows, columns = (max(sizes) for sizes in zip(x.shape[-2:], real.shape, strict=True))
+    return x.new_full((*x.shape[:-2], rows, columns), filler).masked_scatter(real, x)
+
+
+def batch(s: Subject) -> None:
+    """A sample gives the same alone and in a batch of 8."""
+    for case, i in product(s.cases(batch=8), (0, 7)):
+        module, one = s.make(), slice(i, i + 1)
+        together = s.run(module, case)
+        alone = s.run(module, case.select(samples=one), draw(together["attend"].shape, torch.float64)[one])
+        wanted = {name: x[one] for name, x in together.items() if "parameter" not in name}
+        all_close(alone, wanted, f"sample {i} alone")
+
+
+def all_real(s: Subject) -> None:
+    """No mask, an empty AttentionMask and one that is True everywhere mean the same."""
+    case, module = s.case(), s.make()
+    wanted = s.run(module, case)
+    full = AttentionMask(*(torch.ones(len(x), x.shape[-2], dtype=torch.bool) for x in (case.q, case.k)))
+    for mask, words in ((AttentionMask(), "AttentionMask()"), (full, "True everywhere")):
+        all_close(s.run(module, replace(case, mask=mask, words=words)), wanted, "against mask=None")

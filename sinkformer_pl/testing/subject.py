@@ -1,0 +1,82 @@
+"""The normalization under test: its instances, its inputs and its results."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees, NormalizationFactory
+from sinkformer_pl.testing.cases import Case, draw, draw_case
+from sinkformer_pl.testing.comparing import require
+
+
+@dataclass
+class Subject:
+    """The normalization under test; `name` and `guarantees` are set by the first check."""
+
+    factory: NormalizationFactory
+    converged: NormalizationFactory
+    dtypes: tuple[torch.dtype, ...]
+    num_heads: int
+    head_dim: int
+    seed: int
+    name: str = "the factory"
+    guarantees: Guarantees = field(default_factory=Guarantees)
+    seen: Case | None = None  # the latest input, for the message
+
+    def make(self, dtype=torch.float64, *, factory: NormalizationFactory | None = None, seed=0):
+        """A new instance for evaluation, built as an attention layer does; parameters in float32 or above."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.seed + seed)
+            module = (factory or self.factory)()
+            module.build(self.num_heads, self.head_dim)
+        return module.to(torch.promote_types(dtype, torch.float32)).eval()
+
+    def run(self, module: AttentionNormalization, case: Case, upstream: Tensor | None = None, autocast=False):
+        """Results by name: attend, weights, and the gradients of the product of attend's output with `upstream`."""
+        self.seen, case = case, case.leaves()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, weights = case.attend(module), case.weights(module)
+        require(output.requires_grad, "attend gives no gradient: something is detached or under no_grad")
+        leaves = case.tensors() | {f"parameter {name}": x for name, x in trained(module).items()}
+        upstream = draw(output.shape, output.dtype) if upstream is None else upstream
+        gradients = torch.autograd.grad(output, list(leaves.values()), upstream, materialize_grads=True)
+        named = {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
+        return {"attend": output.detach(), "weights": weights.detach(), **named}
+
+    def refuses(self, case: Case) -> bool:
+        """Whether an input is refused with ValueError or NotImplementedError: by attend and weights, or by neither."""
+        self.seen, module, refusals = case, self.make(), 0
+        for call in (case.attend, case.weights):
+            try:
+                call(module)
+            except (NotImplementedError, ValueError):
+                refusals += 1
+        require(refusals != 1, "one of attend and weights refuses this input, the other takes it without a word")
+        return refusals == 2
+
+    @cached_property
+    def takes_bias(self) -> bool:
+        """Whether a bias is taken, not refused."""
+        return not self.refuses(self.case(bias=True))
+
+    def cases(self, dtype=torch.float64, **sizes) -> Iterator[Case]:
+        """One input with every kind of mask that is to be honoured."""
+        g = self.guarantees
+        kinds = ["none", "padding", "empty sample", *["pairs"] * g.pairs, *["causal"] * g.causal]
+        return (self.case(kind, dtype, **sizes) for kind in kinds)
+
+    def case(self, kind="none", dtype=torch.float64, *, batch=2, queries=5, keys=7, std=1.0, bias: bool | None = None):
+        """An input, with a bias if it is taken; as many queries as keys where that is needed."""
+        square, bias = self.guarantees.square, self.takes_bias if bias is None else bias
+        sizes = (batch, self.num_heads, queries, queries if square or kind == "causal" else keys)
+        drawn = {"sizes": sizes, "head_dim": self.head_dim, "std": std, "seed": self.seed}
+        self.seen = draw_case(kind, dtype, **drawn, bias=bias, square=square)
+        return self.seen
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Its parameters that ask for gradients, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
