@@ -39,8 +39,8 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or say which run with "
-        "--name and --trainer.default_root_dir"
+        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or say which run "
+        "with --name and --trainer.default_root_dir"
     )
 
 

@@ -42,6 +42,19 @@ class Sinkhorn(ScoreNormalization):
         """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K)."""
         return ops.sinkhorn(scores, self.n_iters, mask=mask)
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask | None,
+        *,
+        scale: float | Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
+        return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, bias=bias, scale=scale)
+
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"n_iters={self.n_iters}"

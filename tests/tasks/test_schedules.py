@@ -39,5 +39,5 @@ def test_warmup_cosine_rises_then_falls_to_its_floor(at, warmup, floor):
 
 @pytest.mark.parametrize("make", [lambda: StepDecay([0.0]), lambda: StepDecay([1.0]), lambda: WarmupCosine(1.0)])
 def test_values_without_a_meaning_are_refused(make):
-    with pytest.raises(ValueError, match="between 0 and 1|must be in"):
+    with pytest.raises(ValueError, match=r"between 0 and 1|must be in"):
         make()

@@ -1,0 +1,183 @@
+"""Sinkhorn attention: the plan of Sinkhorn's algorithm times the values, forward and backward."""
+
+import math
+from typing import Literal, NamedTuple, get_args, overload
+
+from torch import Tensor
+
+from sinkformer_pl.ops.dense import dense_attention
+from sinkformer_pl.ops.marginals import uniform_marginals
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
+from sinkformer_pl.ops.problem import Gradient, Problem
+from sinkformer_pl.ops.reference import reference_attention
+from sinkformer_pl.ops.sinkhorn import require_half_steps, require_lam
+
+Backend = Literal["auto", "reference", "dense"]
+
+
+class SinkhornInfo(NamedTuple):
+    """How the plan came out; detached.
+
+    Attributes:
+        f: (..., Q), potential of the queries, at least float32; 0 at padding.
+        g: (..., K), potential of the keys, likewise; the plan is exp(scores + f + g).
+        residual: (...), as `marginal_error` of the plan.
+    """
+
+    f: Tensor
+    g: Tensor
+    residual: Tensor
+
+
+@overload
+def sinkhorn_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    n_iters: int = 3,
+    mask: AttentionMask | None = None,
+    bias: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    gradient: Gradient = "unrolled",
+    backend: Backend = "auto",
+    return_info: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def sinkhorn_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    n_iters: int = 3,
+    mask: AttentionMask | None = None,
+    bias: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    gradient: Gradient = "unrolled",
+    backend: Backend = "auto",
+    return_info: Literal[True],
+) -> tuple[Tensor, SinkhornInfo]: ...
+
+
+def sinkhorn_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    n_iters: int = 3,
+    mask: AttentionMask | None = None,
+    bias: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    gradient: Gradient = "unrolled",
+    backend: Backend = "auto",
+    return_info: bool = False,
+) -> Tensor | tuple[Tensor, SinkhornInfo]:
+    """Attention whose weights are `sinkhorn(scale * query @ key^T + bias, n_iters)`.
+
+    Args:
+        query: (..., Q, D), of any float dtype; computed in at least float32, autocast or not. The first of the leading
+            axes is the sample; a 2-D input is one sample.
+        key: (..., K, D), the same leading axes and dtype.
+        value: (..., K, Dv), likewise.
+        n_iters: half-steps, rows first; 1 is softmax. Odd counts end on rows, so that rows sum to 1 exactly.
+        mask: real queries (B, Q) and keys (B, K). What padding holds, if finite, changes nothing; `pairs` is refused.
+        bias: added to the scaled scores, broadcastable to (..., Q, K), finite, differentiable.
+        scale: of the scores, a number or a tensor (H,) of one a head (axis -3), differentiable; default 1/sqrt(D).
+        lam: damping of the column step in [0, 1], a number or a tensor (H,), differentiable; see `sinkhorn`.
+        gradient: "unrolled", exact for these half-steps; "implicit", of the converged plan, at a cost that doesn't
+            depend on `n_iters` and with an error of the order of the residual; "detached", with the potential of the
+            keys held constant, as in the text experiments of Sander et al. 2022.
+        backend: "reference", the loop in the log domain under autograd, an oracle; "dense", a block of heads at a time
+            with its backward in closed form; "auto" is "dense".
+        return_info: also return potentials and residual.
+
+    Returns:
+        (..., Q, Dv) in the dtype of the inputs, 0 at padded queries and where a sample has no key; with
+        `return_info` also a `SinkhornInfo`.
+
+    Raises:
+        ValueError: shapes, dtypes or arguments that don't fit.
+        NotImplementedError: a mask with `pairs`.
+        RuntimeError: on a second derivative, of all but the reference.
+
+    References:
+        Sander et al. 2022 (sander2022sinkformers); docs/fast_attention.md derives the closed form.
+    """
+    _check(query, key, value, gradient, backend)
+    attend = reference_attention if backend == "reference" else dense_attention
+    with no_autocast(query):
+        problem = _problem(query, key, value, n_iters, mask or AttentionMask(), bias, scale, lam, gradient, return_info)
+        output, f, g, residual = attend(problem)
+    leading = query.shape[:-2]
+    output = output.reshape(*leading, query.shape[-2], value.shape[-1]).to(query.dtype)
+    if f is None or g is None or residual is None:
+        return output
+    f, g = f.reshape(*leading, query.shape[-2]), g.reshape(*leading, key.shape[-2])
+    return output, SinkhornInfo(f, g, residual.reshape(leading))
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, gradient: str, backend: str) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if min(query.ndim, key.ndim, value.ndim) < 2 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        raise ValueError(f"query, key and value need the same leading axes, then (tokens, features): got {shapes}")
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"query and key need one width, key and value one number of tokens: got {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value need one dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
+    for name, chosen, valid in (("gradient", gradient, get_args(Gradient)), ("backend", backend, get_args(Backend))):
+        if chosen not in valid:
+            raise ValueError(f"{name} must be one of {', '.join(valid)}, got {chosen!r}")
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    n_iters: int,
+    mask: AttentionMask,
+    bias: Tensor | None,
+    scale: float | Tensor | None,
+    lam: float | Tensor,
+    gradient: Gradient,
+    with_info: bool,
+) -> Problem:
+    """Canonical form: one leading axis, at least float32, zeros at padding, the scale in the queries."""
+    require_half_steps(n_iters)
+    require_lam(lam)
+    query, key, value = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
+    leading, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    query = query * per_head(scale.to(query.dtype) if isinstance(scale, Tensor) else scale)
+    rows = columns = None
+    log_ratio: float | Tensor = math.log(max(queries, 1) / max(keys, 1))
+    if not (mask.query is mask.key is mask.pairs is None):
+        # Marginals look at the shape of the scores alone, which are not formed.
+        like_scores = query.new_empty(()).expand(*leading, queries, keys)
+        _, log_column, rows, columns = uniform_marginals(like_scores, mask)
+        log_ratio = log_column[..., :1].expand(*leading, 1, 1).reshape(-1, 1, 1)
+    if rows is not None and columns is not None:
+        rows = rows.expand(*leading, queries, 1).reshape(-1, queries, 1)
+        columns = columns.expand(*leading, 1, keys).reshape(-1, keys, 1)
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(*leading, queries, keys).reshape(-1, queries, keys)
+    if isinstance(lam, Tensor):
+        lam = lam.to(query.dtype).reshape(*lam.shape, 1, 1).expand(*leading, 1, 1).reshape(-1, 1, 1)
+    return Problem(
+        query.reshape(-1, *query.shape[-2:]),
+        key.reshape(-1, *key.shape[-2:]),
+        value.reshape(-1, *value.shape[-2:]),
+        bias,
+        rows,
+        columns,
+        log_ratio,
+        None if isinstance(lam, int | float) and lam == 1 else lam,
+        n_iters,
+        gradient,
+        with_info,
+    )
