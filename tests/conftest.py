@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,9 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SINKFORMER_TEST_DATA is unset: no real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Problems of a test are so small that a second thread costs more than it brings."""
+    torch.set_num_threads(1)

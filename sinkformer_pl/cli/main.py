@@ -16,6 +16,7 @@ usage: python -m sinkformer_pl COMMAND ...
   validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
   predict         write predictions.csv: --ckpt_path PATH
   normalizations  list every registered normalization and what it guarantees
+  benchmark       time Sinkhorn attention against fused softmax attention
 
   COMMAND --help lists the options of a command."""
 
@@ -44,10 +45,14 @@ def _dispatch(argv: list[str]) -> None:
         from sinkformer_pl.cli.catalogue import print_normalizations
 
         print_normalizations(argv[1:])
+    elif argv[0] == "benchmark":
+        from sinkformer_pl.cli.benchmark import run_benchmark
+
+        run_benchmark(argv[1:])
     elif argv[0] in TRAINING_COMMANDS:
         from sinkformer_pl.cli.training import run_training
 
         run_training(argv)
     else:
-        commands = ", ".join((*TRAINING_COMMANDS, "normalizations"))
+        commands = ", ".join((*TRAINING_COMMANDS, "normalizations", "benchmark"))
         raise UserError(f"{argv[0]}: no such command; the commands are {commands}")

@@ -12,8 +12,9 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.problem import Gradient, Problem
 from sinkformer_pl.ops.reference import reference_attention
 from sinkformer_pl.ops.sinkhorn import require_half_steps, require_lam
+from sinkformer_pl.ops.streaming import streaming_attention
 
-Backend = Literal["auto", "reference", "dense"]
+Backend = Literal["auto", "reference", "dense", "streaming"]
 
 
 class SinkhornInfo(NamedTuple):
@@ -94,7 +95,8 @@ def sinkhorn_attention(
             depend on `n_iters` and with an error of the order of the residual; "detached", with the potential of the
             keys held constant, as in the text experiments of Sander et al. 2022.
         backend: "reference", the loop in the log domain under autograd, an oracle; "dense", a block of heads at a time
-            with its backward in closed form; "auto" is "dense".
+            with its backward in closed form; "streaming", the same in memory O(Q + K) and one tile of scores, without
+            a bias; "auto", the faster one of the last two for the size.
         return_info: also return potentials and residual.
 
     Returns:
@@ -103,14 +105,14 @@ def sinkhorn_attention(
 
     Raises:
         ValueError: shapes, dtypes or arguments that don't fit.
-        NotImplementedError: a mask with `pairs`.
+        NotImplementedError: a mask with `pairs`; a bias in the streaming backend.
         RuntimeError: on a second derivative, of all but the reference.
 
     References:
         Sander et al. 2022 (sander2022sinkformers); docs/fast_attention.md derives the closed form.
     """
     _check(query, key, value, gradient, backend)
-    attend = reference_attention if backend == "reference" else dense_attention
+    attend = {"reference": reference_attention, "streaming": streaming_attention}.get(backend, dense_attention)
     with no_autocast(query):
         problem = _problem(query, key, value, n_iters, mask or AttentionMask(), bias, scale, lam, gradient, return_info)
         output, f, g, residual = attend(problem)

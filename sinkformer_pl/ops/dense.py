@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from sinkformer_pl.ops.implicit import key_cotangent
 from sinkformer_pl.ops.marginals import only
 from sinkformer_pl.ops.problem import Problem, Solution
 
@@ -24,9 +24,6 @@ BLOCK_BYTES = 2**22
 
 SEGMENT = 22
 """Half-steps of one Z, an even number; few enough for the potentials to stay in range at scores of 1e4."""
-
-IMPLICIT_STEPS = 40
-"""Steps of the conjugate gradients that solve for the implicit gradient."""
 
 
 class _Run(NamedTuple):
@@ -239,38 +236,17 @@ class _Adjoint:
         self._row_step((self.p.n_iters - 1) // 2)
 
     def _implicit(self, steps: range) -> None:
-        """Solve for the cotangents of the fixed point.
-
-        With P the plan and s its column sums they satisfy g = g0 - P^T f and f = f0 - lam P (g / s). Eliminating f
-        leaves (1 - lam s^-1/2 P^T P s^-1/2) s^-1/2 g = s^-1/2 (g0 - P^T f0), symmetric and positive (semi)definite.
-        """
         u, w = self.run.u[-1], self.run.w[-1]
         sums = w * torch.bmm(self.z.mT, u)
-        root = only(sums.rsqrt(), self.p.columns)
-        # An eigenvector, of eigenvalue 1 - lam, to which the right side is orthogonal: moved away from 0, where lam = 1
-        # would make the system singular.
-        unit = functional.normalize(sums.sqrt(), dim=-2)
 
         def plan(vector: Tensor) -> Tensor:
             return u * torch.bmm(self.z, w * vector)
 
-        residual = root * (self.g - self.passed_on)
-        solution, direction = torch.zeros_like(residual), residual
-        square = residual.square().sum(-2, keepdim=True)
-        enough = square * torch.finfo(square.dtype).eps ** 2
-        for _ in range(IMPLICIT_STEPS):
-            image = direction - self.lam * root * w * torch.bmm(self.z.mT, u * plan(root * direction))
-            image = image + unit * (unit * direction).sum(-2, keepdim=True)
-            curvature = (direction * image).sum(-2, keepdim=True)
-            # Without a branch: a solved system takes steps of length 0 from here on.
-            going = (square > enough) & (curvature > 0)
-            length = torch.where(going, square / curvature, 0.0)
-            solution = solution + length * direction
-            residual = residual - length * image
-            previous, square = square, residual.square().sum(-2, keepdim=True)
-            direction = residual + torch.where(going, square / previous, 0.0) * direction
-        self.g = only(solution / root, self.p.columns)
-        self.f = self.f - self.lam * plan(root.square() * self.g)
+        def gram(vector: Tensor) -> Tensor:
+            return w * torch.bmm(self.z.mT, u * plan(vector))
+
+        self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, self.p.columns, dim=-2)
+        self.f = self.f - self.lam * plan(only(self.g / sums, self.p.columns))
         self._row_step(-1)
         self._column_step(-1, self.g)
 

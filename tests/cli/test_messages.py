@@ -70,7 +70,7 @@ def test_wrong_file(tiny, fail, tmp_path, text, expected):
 
 
 def test_wrong_command(fail):
-    assert "fit, validate, test, predict, normalizations" in fail("tset")
+    assert "fit, validate, test, predict, normalizations, benchmark" in fail("tset")
     assert "--config" in fail("fit")
     for command in ("validate", "test", "predict"):
         assert "--ckpt_path" in fail(command)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, sinkhorn_attention
 from sinkformer_pl.ops import dense as dense_module
+from sinkformer_pl.ops import streaming as streaming_module
 
-BACKENDS = ["reference", "dense"]
+BACKENDS = ["reference", "dense", "streaming"]
 OUTPUT = {
     torch.float64: {1: 1e-13, 10: 1e-12, 50: 1e-11},
     torch.float32: {1: 2e-6, 10: 5e-6, 50: 1e-5},
@@ -94,7 +95,9 @@ def test_output_and_gradients_hold_the_tolerances(dtype, std, backend):
 def test_rectangular_padded_biased_and_damped(n_iters, lam, gradient, backend):
     for (queries, keys), masked in itertools.product([(7, 5), (5, 7), (6, 6)], [False, True]):
         q, k, v = draw((4, 2, queries, 3), 0), draw((4, 2, keys, 3), 1), draw((4, 2, keys, 2), 2)
-        bias, scale = draw((2, queries, keys), 3), torch.tensor([0.5, 1.5], dtype=torch.float64)
+        # The streaming backend takes no bias.
+        bias = None if backend == "streaming" else draw((2, queries, keys), 3)
+        scale = torch.tensor([0.5, 1.5], dtype=torch.float64)
         damping = torch.tensor([0.3, 0.8], dtype=torch.float64) if lam == "learned" else lam
         inputs = [t for t in (q, k, v, bias, scale, damping) if isinstance(t, torch.Tensor)]
         for tensor in inputs:
@@ -123,7 +126,7 @@ def test_rectangular_padded_biased_and_damped(n_iters, lam, gradient, backend):
 
 def detached_columns(q, k, v, n_iters, scale, mask, bias, lam):
     """Autograd through the loop with g.detach(), real blocks one by one."""
-    scores = scale[:, None, None] * q @ k.mT + bias
+    scores = scale[:, None, None] * q @ k.mT + (0 if bias is None else bias)
     samples = []
     for sample in range(len(q)):
         rows = mask.query[sample] if mask else torch.ones(q.shape[-2], dtype=torch.bool)
@@ -247,13 +250,13 @@ def test_enormous_scores_stay_finite(n_iters, backend):
         assert all(tensor.isfinite().all() for tensor in (output, *gradients))
 
 
-@pytest.mark.parametrize("std", [10, 50, 200])
 @pytest.mark.parametrize("n_iters", [22, 23, 44, 45, 301])
-def test_long_runs(n_iters, std):
+@pytest.mark.parametrize(("backend", "std"), [("dense", 10), ("dense", 200), ("streaming", 10), ("streaming", 50)])
+def test_long_runs(n_iters, std, backend):
     inputs = [draw((2, 64, 32), seed, torch.float32).requires_grad_() for seed in range(3)]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     upstream, lam = draw((2, 64, 32), 3), 0.99
-    output = sinkhorn_attention(*inputs, n_iters=n_iters, scale=std / math.sqrt(32), lam=lam)
+    output = sinkhorn_attention(*inputs, n_iters=n_iters, scale=std / math.sqrt(32), lam=lam, backend=backend)
     wanted = naive(*exact, n_iters, std / math.sqrt(32), lam=lam)
     assert relative(output, wanted) < 1e-5
     expected = torch.autograd.grad(wanted, exact, upstream)
@@ -275,6 +278,37 @@ def test_a_column_far_below_all_others(n_iters, lam):
     expected = torch.autograd.grad(wanted.sum(), exact)
     for value, precise in zip(torch.autograd.grad(output.sum(), inputs), expected, strict=True):
         torch.testing.assert_close(value.double(), precise, rtol=1e-4, atol=1e-5)
+
+
+def test_a_column_far_below_all_others_comes_through_tiles(monkeypatch):
+    monkeypatch.setattr(streaming_module, "TILE_BYTES", 1)
+    monkeypatch.setattr(streaming_module, "MIN_ROWS", 3)
+    q, k, v = (draw((8, 4), seed, torch.float32) for seed in range(3))
+    q[:, 0], k[:, 0] = 30.0, 0.0
+    k[2, 0] = -30.0
+    mask = AttentionMask(torch.tensor([[False] * 3 + [True] * 5]))
+    for lam in (1.0, 0.5):
+        inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        exact = [tensor.double().requires_grad_() for tensor in (q, k, v)]
+        output = sinkhorn_attention(*inputs, n_iters=3, mask=mask, lam=lam, backend="streaming")
+        wanted = naive(*exact, 3, 0.5, mask, lam=lam)
+        assert relative(output, wanted) < 1e-5
+        expected = torch.autograd.grad(wanted.square().sum(), exact)
+        for value, precise in zip(torch.autograd.grad(output.square().sum(), inputs), expected, strict=True):
+            assert relative(value, precise) < 1e-4
+
+
+def test_tiles_change_nothing(monkeypatch):
+    inputs = [draw((2, 20, 4), seed).requires_grad_() for seed in range(3)]
+    mask, results = some_mask(2, 20, 20), []
+    for rows in (1, 7, 64):
+        monkeypatch.setattr(streaming_module, "TILE_BYTES", 1)
+        monkeypatch.setattr(streaming_module, "MIN_ROWS", rows)
+        output = sinkhorn_attention(*inputs, n_iters=5, mask=mask, backend="streaming")
+        results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
 
 
 def test_blocks_of_heads_change_nothing(monkeypatch):
@@ -332,7 +366,8 @@ def test_a_second_derivative_is_refused():
         ({"n_iters": 2.0}, ValueError, "n_iters"),
         ({"lam": 1.5}, ValueError, "lam"),
         ({"gradient": "exact"}, ValueError, "unrolled, implicit, detached"),
-        ({"backend": "fast"}, ValueError, "reference, dense"),
+        ({"backend": "fast"}, ValueError, "reference, dense, streaming"),
+        ({"bias": torch.zeros(5, 5), "backend": "streaming"}, NotImplementedError, "bias"),
         ({"mask": AttentionMask(pairs=torch.ones(1, 1, 5, 5, dtype=torch.bool))}, NotImplementedError, "pairs"),
         ({"mask": AttentionMask(torch.ones(2, 4, dtype=torch.bool))}, ValueError, "doesn't fit"),
         ({"key": torch.randn(2, 1, 5, 3)}, ValueError, "one width"),

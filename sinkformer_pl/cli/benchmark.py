@@ -1,0 +1,100 @@
+"""The benchmark command: a table, and JSON where asked for."""
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sinkformer_pl.benchmark import SUITES, Result, compare_plans, measure, published_step
+from sinkformer_pl.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def run_benchmark(argv: Sequence[str]) -> None:
+    """Measure Sinkhorn attention against fused softmax attention and others.
+
+    Args:
+        argv: arguments after the command.
+
+    Raises:
+        UserError: an unknown suite, or no checkout in the folder given.
+    """
+    options = _parse(argv)
+    suites = [name.strip() for name in options.suites.split(",")]
+    if unknown := set(suites) - {*SUITES, "plans"}:
+        raise UserError(
+            f"--suites {', '.join(sorted(unknown))}: no such suite; there are {', '.join((*SUITES, 'plans'))}"
+        )
+    published = published_step(options.published) if options.published else None
+    torch.set_num_threads(options.threads)
+    console = Console() if Console().is_terminal else Console(width=160)
+    machine = _machine(options)
+    console.print(machine)
+    record: dict[str, object] = {"machine": machine}
+    for suite in (name for name in suites if name in SUITES):
+        results = [
+            measure(
+                case, repeats=options.repeats, device=options.device, dtype=DTYPES[options.dtype], published=published
+            )
+            for case in SUITES[suite]
+        ]
+        console.print(_table(suite, results))
+        record[suite] = [result.as_row() for result in results]
+    if "plans" in suites:
+        for points in (1024, 4096):
+            plans = compare_plans(points=points, n_iters=21, repeats=options.repeats)
+            table = Table(f"plan of {points} x {points}, 21 half-steps, no gradient", "ms")
+            for name, milliseconds in plans.items():
+                table.add_row(name, f"{milliseconds:.1f}")
+            console.print(table)
+            record[f"plans_{points}"] = plans
+    if options.json:
+        Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        console.print(f"results: {options.json}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sinkformer_pl benchmark",
+        description="Forward and backward of Sinkhorn attention, against PyTorch's fused softmax attention.",
+    )
+    parser.add_argument("--suites", default="dense,streaming", help="of dense, streaming, long, plans; commas between")
+    parser.add_argument("--repeats", type=int, default=15, help="interleaved repeats of each method")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=list(DTYPES))
+    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--published", help="folder of a checkout of github.com/michaelsdr/sinkformers, to run against")
+    return parser.parse_args(argv)
+
+
+def _machine(options: argparse.Namespace) -> str:
+    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    return f"{name}, {options.threads} threads, torch {torch.__version__}, {options.dtype}, {options.repeats} repeats"
+
+
+def _table(suite: str, results: Sequence[Result]) -> Table:
+    columns = ("heads", "Q x K", "n_iters", "softmax ms", "Sinkhorn ms", "ratio", "quartiles", "bound")
+    others = ("loop / ours", "published / ours", "peak MB", "softmax peak MB")
+    table = Table(*columns, *others, title=f"{suite}: forward + backward, width 64")
+    for result in results:
+        case = result.case
+        table.add_row(
+            str(case.heads),
+            f"{case.queries} x {case.keys}",
+            str(case.n_iters),
+            f"{result.softmax_ms:.1f}",
+            f"{result.sinkhorn_ms:.1f}",
+            f"{result.ratio:.2f}",
+            "{:.2f}-{:.2f}".format(*result.quartiles),
+            f"{result.bound:.2f}",
+            *("-" if value is None else f"{value:.1f}" for value in (result.naive, result.published)),
+            *("-" if value is None else f"{value:.0f}" for value in (result.peak_mb, result.softmax_peak_mb)),
+        )
+    return table
