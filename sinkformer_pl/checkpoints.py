@@ -29,7 +29,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
+        raise UserError(f"checkpoint {path}: {'a folder; give a file in it' if path.is_dir() else 'no such file'}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"checkpoint {path}: it holds more than tensors and plain data, and could run code: refused"
             ) from None
         raise UserError(f"checkpoint {path}: it is damaged or no checkpoint; use another copy") from None
-    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile):
+    except Exception:  # Bytes that are no checkpoint make unpickling raise anything.
         raise UserError(f"checkpoint {path}: it is damaged or truncated; use another copy") from None
     if not (isinstance(checkpoint, dict) and "state_dict" in checkpoint and "hyper_parameters" in checkpoint):
         raise UserError(
@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def require_fit(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
     """Check that the weights of a checkpoint fit a model, before anything is loaded.
 
     Raises:
@@ -68,6 +68,6 @@ def require_fit(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Pat
         shown = "; ".join(sorted(differences)[:SHOWN_KEYS])
         more = f"; and {len(differences) - SHOWN_KEYS} more" if len(differences) > SHOWN_KEYS else ""
         raise UserError(
-            f"checkpoint {path} doesn't fit the model: {shown}{more}. Evaluate it with the data, backbone and "
-            "normalization it was trained with"
+            f"checkpoint {path} doesn't fit the model: {shown}{more}. Use the data, backbone and normalization "
+            "that it was trained with"
         )

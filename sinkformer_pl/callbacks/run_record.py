@@ -27,9 +27,9 @@ class RunRecord(pl.Callback):
         self.folder = folder
         self.config = dict(config)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write `config.yaml`."""
-        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `config.yaml`, now that a checkpoint to go on from was found to fit."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
     def on_save_checkpoint(

@@ -58,6 +58,7 @@ class Arguments:
         arguments = cls(command, configs, flags, plugins=module_names(given("--plugins", "plugins")))
         wanted = given("--ckpt_path", "ckpt_path")
         if wanted is not None:
+            wanted = str(wanted)
             root = given("--trainer.default_root_dir", "trainer", "default_root_dir") or DEFAULT_ROOT
             name = given("--name", "name") or DEFAULT_NAME
             arguments.checkpoint = find_checkpoint(wanted, Path(root), name)
@@ -85,9 +86,9 @@ class Arguments:
                 else {k: remembered[k] for k in KEPT_FOR_EVALUATION if k in remembered}
             )
             root = root_of(self.checkpoint)
-            if self.command != "fit" and root is not None:
-                below = {**below, "trainer": {"default_root_dir": str(root)}}
-            # The number of classes is the data's to say; `require_fit` compares.
+            if root is not None:
+                below = {**below, "trainer": {**below.get("trainer", {}), "default_root_dir": str(root)}}
+            # The number of classes is the data's to say; `require_match` compares.
             above = {"model": {k: v for k, v in self.content["hyper_parameters"].items() if k != "num_classes"}}
         configs = [json.dumps(below)] * bool(below) + self.configs + [json.dumps(above)] * bool(above)
         return [self.command, *(part for config in configs for part in ("--config", config)), *self.flags]
@@ -114,9 +115,22 @@ def _split(arguments: Sequence[str], options: tuple[str, ...]) -> tuple[list[str
     return values, others
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the parser would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneOfEachKey)
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +140,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         line = f", line {where.line + 1}" if where else ""
         raise UserError(f"--config {path}{line}: {getattr(error, 'problem', None) or 'no valid YAML'}") from None
     if content is None:
-        return {}
+        raise UserError(f"--config {path}: it is empty")
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected 'key: value' lines, found a {type(content).__name__}")
     return content
@@ -141,4 +155,6 @@ def _lookup(content: Any, keys: tuple[str, ...]) -> Any:
 def module_names(value: Any) -> list[str]:
     """Module names from "a,b", "[a, b]" or a list."""
     parts = value.strip("[]").split(",") if isinstance(value, str) else value or []
-    return [part.strip() for part in parts if part.strip()]
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"plugins {value}: expected names of modules")
+    return [part.strip(" '\"") for part in parts if part.strip()]

@@ -1,5 +1,6 @@
 """Which command runs, and how its failure is said."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2, after one line on stderr, when the user can mend the cause.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        # The installed script, unlike python -m, doesn't find modules here: those of --plugins.
+        sys.path.insert(0, os.getcwd())
     try:
         _dispatch(argv)
     except (UserError, MisconfigurationException) as error:

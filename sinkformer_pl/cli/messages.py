@@ -47,30 +47,43 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{match[1]} can't be set: it follows from {match[2]}; leave it out"
     if (match := re.search(r"Option '([\w.]+)' is not accepted", cause)) and (path := re.search(CLASS_PATH, cause)):
         return _unknown_argument(key, match[1], path[1])
+    if match := re.search(r"arguments? (?:are|is) required: (.*)", cause):
+        names = [name.strip() for name in match[1].split(",")]
+        missing = ", ".join(f"{key}.{name}" if key else name.partition(".")[2] for name in names)
+        return f"{missing} missing: give it as a flag, or a --config that has it"
+    if match := re.search(r"Literal\[([^\]]*)\]", cause):
+        choices = match[1].replace("'", "")
+        return f"{key} {_value(cause)}: expected one of {choices}"
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
         return f"{key} {match[1]}: this class is no {match[2]}"
     single = re.findall(r"Expected an? <class '(\w+)'>\. Got value", cause)
     if (kinds := single or re.findall(r"Expected an? <class '(\w+)'>", cause)) and set(kinds) & SCALARS.keys() - {
         "NoneType"
     }:
-        value = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value.*)?$", cause, re.MULTILINE)
         expected = " or ".join(dict.fromkeys(SCALARS.get(kind, kind) for kind in kinds))
-        return f"{key} {value[1] if value else ''}: expected {expected}"
-    if match := re.search(
-        r"Expected a dot import path string: (\S+?)\.?(?:\s|$)|No module named .*?Got value: ([\w.]+)", cause
-    ):
-        return _unknown_class(key, match[1] or match[2])
-    return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+        return f"{key} {_value(cause)}: expected {expected}"
+    if match := re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)", cause):
+        return _unknown_class(key, match[1])
+    if match := re.search(r"(?:No module named|has no attribute) .*?Got value: ([\w.]+)", cause):
+        return _unknown_class(key, match[1])
+    if not key:
+        return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    return f"{key} {_value(cause)}: not accepted; --help says what is"
+
+
+def _value(cause: str) -> str:
+    found = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value.*)?$", cause, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _unknown_key(key: str, options: Iterable[str]) -> str:
-    return f"{key}: no such option{_closest(key, options)}"
+    return f"{key}: no such option{closest(key, options)}"
 
 
 def _unknown_argument(key: str, name: str, path: str) -> str:
-    valid = _arguments_of(path)
+    valid = [argument for argument in _arguments_of(path) if argument != name]
     listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
-    return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{_closest(name, valid)}\n{listed}"
+    return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{closest(name, valid)}\n{listed}"
 
 
 def _unknown_class(key: str, name: str) -> str:
@@ -80,7 +93,7 @@ def _unknown_class(key: str, name: str) -> str:
     else:
         valid, more = [cls.__name__ for cls in _concrete(PARTS.get(part))], "the dotted path of a class"
     listed = f"\nvalid: {', '.join(sorted(set(valid)))}; {more}" if valid else ""
-    return f"{key} {name}: no class of this name{_closest(name, valid)}{listed}"
+    return f"{key} {name}: no class of this name{closest(name.rpartition('.')[2], valid)}{listed}"
 
 
 def _concrete(base: type | None) -> list[type]:
@@ -104,7 +117,8 @@ def _arguments_of(path: str) -> list[str]:
     return [argument for argument in found if argument not in ("normalization", "classes", "params")]
 
 
-def _closest(name: str, valid: Iterable[str]) -> str:
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Say "; did you mean X?" for the valid name that is most like this one, or nothing."""
     by_lower = {option.lower(): option for option in valid}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""

@@ -12,14 +12,20 @@ CHECKPOINTS = "checkpoints"
 def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
     """The folder of a run that starts, or goes on from a checkpoint.
 
-    A checkpoint of a run under `root` continues that run's folder; everything else gets a new version.
+    A checkpoint of a run of this name under `root` continues that run's folder; everything else gets a new version.
     """
     if checkpoint is not None:
         run = _run_of(checkpoint)
-        if run is not None and root.resolve() in run.resolve().parents:
+        if run is not None and run.resolve().parent == (root / name).resolve():
             return run
     taken = [version for version, _ in _versions(root / name)]
     return root / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def require_name(name: str) -> None:
+    """Raise a UserError unless a name can be that of a folder under the root."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError(f"name {name!r}: give the name of one folder, without slashes")
 
 
 def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
@@ -29,6 +35,8 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         UserError: there is none.
     """
     if wanted not in ("last", "best"):
+        if Path(wanted).is_dir():
+            raise UserError(f"--ckpt_path {wanted}: a folder; give a .ckpt file in it")
         if not Path(wanted).is_file():
             raise UserError(
                 f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name"
@@ -39,8 +47,8 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; leave it out to start afresh, or say which run "
-        "with --name and --trainer.default_root_dir"
+        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; say which run with --name and "
+        "--trainer.default_root_dir, or leave it out to train afresh"
     )
 
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord
-from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_fit
+from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_match
 from sinkformer_pl.cli.arguments import Arguments
-from sinkformer_pl.cli.messages import condense
-from sinkformer_pl.cli.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for
+from sinkformer_pl.cli.messages import closest, condense
+from sinkformer_pl.cli.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for, require_name
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
@@ -60,11 +60,15 @@ def _quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not str(record.msg).startswith(("💡 Tip", "TPU available", "Loading `train_dataloader` to"))
     )
+    logging.getLogger("lightning_fabric.utilities.seed").addFilter(lambda record: False)
     for message in (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*LeafSpec.*",
+        # Metrics are reduced over the processes before they are logged.
+        ".*sync_dist=True.*",
+        ".*torch.jit.script.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -90,6 +94,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
+        self.checkpointing: ModelCheckpoint | None = None
         super().__init__(
             Classifier,
             ClassificationData,
@@ -129,6 +134,10 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UserError(condense(str(error), ())) from None
+        seed = self.config[self.arguments.command]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything {seed}: give a whole number from 0 to 2**32 - 1")
+        require_name(self.config[self.arguments.command]["name"])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the command at hand: to build a parser for each would take seconds."""
@@ -146,17 +155,19 @@ class TrainingCLI(LightningCLI):
         """Build data, model and trainer; what a class refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, NotImplementedError, OSError) as error:
-            raise UserError(" ".join(str(error).split("\n"))) from error
+        except (ValueError, TypeError, NotImplementedError, OSError) as error:
+            raise UserError(" ".join(str(_root_cause(error)).split("\n"))) from error
         if self.arguments.content is not None and self.arguments.checkpoint is not None:
-            require_fit(self.arguments.content, self.model, self.arguments.checkpoint)
+            require_match(self.arguments.content, self.model, self.arguments.checkpoint)
+            if self.arguments.command == "fit":
+                self._require_same_optimizer()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the run's folder, loggers and callbacks to what the user configured."""
         config = self._get(self.config_init, "trainer")
         fitting = self.arguments.command == "fit"
         root = Path(config["default_root_dir"] or DEFAULT_ROOT)
-        self.folder = folder_for(root, self._get(self.config, "name"), self.arguments.checkpoint)
+        self.folder = folder_for(root, self._get(self.config, "name"), self._continued())
         callbacks: list[pl.Callback] = [RunRecord(self.folder, self._record())]
         logger = config["logger"]
         if logger in (None, True):
@@ -164,7 +175,8 @@ class TrainingCLI(LightningCLI):
         if fitting and logger:
             callbacks.append(LearningRateMonitor())
         if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            callbacks.append(self._checkpointing(validating=config["limit_val_batches"] != 0))
+            self.checkpointing = self._checkpointing(validating=config["limit_val_batches"] != 0)
+            callbacks.append(self.checkpointing)
         if self.arguments.command == "predict":
             callbacks.append(PredictionWriter(self.folder))
         return super().instantiate_trainer(
@@ -172,44 +184,41 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Say what runs, and where."""
-        self._announce("training")
+        """Look at the data, and say what runs."""
+        self._begin("training")
 
     def before_validate(self) -> None:
-        """Say what runs."""
-        self._announce("validating")
+        """Look at the data, and say what runs."""
+        self._begin("validating")
 
     def before_test(self) -> None:
-        """Say what runs."""
-        self._announce("testing")
+        """Look at the data, and say what runs."""
+        self._begin("testing")
 
     def before_predict(self) -> None:
-        """Say what runs."""
-        self._announce("predicting")
+        """Look at the data, and say what runs."""
+        self._begin("predicting")
 
     @rank_zero_only
     def after_fit(self) -> None:
         """Say what came out, and where it is."""
-        checkpointing = self.trainer.checkpoint_callback
-        best = getattr(checkpointing, "best_model_path", "")
-        if not best:
-            return
-        checkpoint = read_checkpoint(best)
-        metrics = {
-            name: value for name, value in checkpoint[METRICS_KEY].items() if "accuracy" in name or "loss" in name
-        }
-        table = Table("best checkpoint", f"epoch {checkpoint['epoch']}", title_justify="left")
-        for name, value in sorted(metrics.items()):
-            table.add_row(name, f"{value:.4f}")
-        console = Console()
-        console.print(table)
+        best = self.checkpointing.best_model_path if self.checkpointing else ""
+        if best:
+            checkpoint = read_checkpoint(best)
+            table = Table("best checkpoint", f"epoch {checkpoint['epoch']}")
+            for name, value in sorted(checkpoint[METRICS_KEY].items()):
+                table.add_row(name, f"{value:.4f}")
+            Console().print(table)
+        else:
+            _say("no checkpoint was written: nothing was validated, or checkpoints are off")
         for what, path in (
-            ("best", best),
-            ("last", getattr(checkpointing, "last_model_path", "")),
-            ("logs", f"{self.folder / 'metrics.csv'} (or: tensorboard --logdir {self.folder.parent})"),
+            ("best", self.folder / CHECKPOINTS / "best.ckpt"),
+            ("last", self.folder / CHECKPOINTS / "last.ckpt"),
+            ("logs", self.folder / "metrics.csv"),
             ("config", self.folder / "config.yaml"),
         ):
-            _say(f"{what:7s} {path}")
+            if path.is_file():
+                _say(f"{what:7s} {path}")
 
     def after_validate(self) -> None:
         """Say where it is."""
@@ -232,11 +241,31 @@ class TrainingCLI(LightningCLI):
         return kwargs
 
     def _record(self) -> dict[str, Any]:
-        """The resolved configuration as plain data; a run from it repeats this one."""
+        """The resolved configuration as plain data; a run from it repeats this one, from any folder."""
         command = self.arguments.command
         config = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))
         config.pop("ckpt_path", None)
+        arguments = config["data"].get("init_args", {})
+        if "root" in arguments:
+            arguments["root"] = str(Path(arguments["root"]).absolute())
         return config
+
+    def _continued(self) -> Path | None:
+        """The checkpoint whose folder this command goes on in: none when another network is trained from it."""
+        content = self.arguments.content
+        if self.arguments.command == "fit" and content and content["hyper_parameters"] != dict(self.model.hparams):
+            return None
+        return self.arguments.checkpoint
+
+    def _require_same_optimizer(self) -> None:
+        assert self.arguments.content is not None
+        saved = self.arguments.content["hyper_parameters"].get("optimizer", {}).get("class_path")
+        wanted = self.model.hparams["optimizer"]["class_path"]
+        if saved != wanted:
+            raise UserError(
+                f"--ckpt_path {self.arguments.checkpoint}: it was trained by {saved}, from whose state {wanted} can't "
+                "go on; keep the optimizer"
+            )
 
     def _loggers(self) -> list[Any]:
         tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
@@ -244,6 +273,11 @@ class TrainingCLI(LightningCLI):
 
     def _checkpointing(self, *, validating: bool) -> ModelCheckpoint:
         monitor = self._get(self.config, "monitor") if validating else None
+        if monitor is not None and monitor not in Classifier.monitors:
+            raise UserError(
+                f"monitor {monitor}: no such metric{closest(monitor, Classifier.monitors)}; give one of "
+                f"{', '.join(Classifier.monitors)}"
+            )
         return ModelCheckpoint(
             self.folder / CHECKPOINTS,
             filename="best",
@@ -253,11 +287,32 @@ class TrainingCLI(LightningCLI):
             enable_version_counter=False,
         )
 
-    def _announce(self, doing: str) -> None:
+    @rank_zero_only
+    def _begin(self, doing: str) -> None:
+        """Read the data before anything is written: what is wrong with them is then said first, and leaves no trace."""
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
+        self.datamodule.setup(self.arguments.command)
+        try:
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"trainer.default_root_dir: can't make the folder {self.folder} ({error.strerror}); give another"
+            ) from None
         now = _readable(self.model.hparams["normalization"])
         trained = (self.arguments.content or {}).get("hyper_parameters", {}).get("normalization")
         before = f", trained under {_readable(trained)}" if trained and _readable(trained) != now else ""
         _say(f"{doing} under {now}{before}; folder {self.folder}")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What a class itself said, under the parser's own words; the innermost message meant for users if there is one."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    meant = [link for link in chain if isinstance(link, UserError)]
+    return meant[-1] if meant else chain[-1]
 
 
 @rank_zero_only

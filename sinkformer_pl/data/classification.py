@@ -145,6 +145,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 raise UserError(f"data.{name} is {value}: give {expected}")
         if len(classes) < 2:
             raise UserError(f"the data has {len(classes)} classes ({', '.join(classes)}): give data of two or more")
+        if len(set(classes)) < len(classes):
+            raise UserError(f"the data has two classes of one name ({', '.join(classes)}): give each its own")
         self.classes = tuple(classes)
         self.num_classes = len(self.classes)
         self.batch_size = batch_size

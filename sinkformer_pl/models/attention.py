@@ -24,14 +24,19 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, *, causal: bool = False) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        if dim < 1 or num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide the width dim={dim}")
         self.num_heads = num_heads
         self.causal = causal
         self.scale = 1 / math.sqrt(dim // num_heads)
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
-        self.normalization = normalization()
+        made = normalization()
+        if not isinstance(made, nn.Module) or "_modules" not in vars(made):
+            raise TypeError(
+                f"{type(made).__name__} is no usable module: its __init__ must call super().__init__() first"
+            )
+        self.normalization = made
         if causal and not self.normalization.guarantees.causal:
             name = type(self.normalization).__name__
             raise NotImplementedError(f"{name} can't be causal; use a normalization that can, such as Softmax")

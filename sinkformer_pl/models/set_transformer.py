@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
@@ -134,10 +135,15 @@ class SetTransformer(Backbone):
         pooling: NormalizationFactory = Softmax,
     ) -> None:
         super().__init__()
-        if depth < 1 or inducing_points < 0:
-            raise ValueError(
-                f"depth must be at least 1 and inducing_points at least 0, got {depth} and {inducing_points}"
-            )
+        for name, value, least in (
+            ("in_features", in_features, 1),
+            ("dim", dim, 1),
+            ("depth", depth, 1),
+            ("inducing_points", inducing_points, 0),
+            ("mlp_dim", mlp_dim or 0, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         mlp_dim = dim if mlp_dim is None else mlp_dim
         block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm)
         self.out_dim = dim
@@ -154,6 +160,10 @@ class SetTransformer(Backbone):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""
+        if inputs.shape[-1] != self.embed.in_features:
+            raise UserError(
+                f"a point has {inputs.shape[-1]} numbers, but the network takes in_features={self.embed.in_features}"
+            )
         x = self.embed(inputs)
         for block in self.blocks:
             x = block(x, mask)

@@ -51,7 +51,7 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
         modules: dotted names, importable from the current folder or the environment. Importing runs their code.
 
     Raises:
-        UserError: a module can't be found.
+        UserError: a module can't be found, or importing it fails.
     """
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         entry_point.load()
@@ -60,11 +60,13 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-                raise
+                raise UserError(f"--plugins {module}: importing it failed: {error}") from error
             raise UserError(
                 f"--plugins {module}: no module of this name; give a dotted name that Python can import from here, "
                 "without .py"
             ) from None
+        except Exception as error:  # A user's module can raise anything.
+            raise UserError(f"--plugins {module}: importing it failed: {type(error).__name__}: {error}") from error
 
 
 def _path(cls: type) -> str:

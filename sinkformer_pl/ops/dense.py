@@ -9,6 +9,7 @@ rank Dv + n_iters.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,8 +20,14 @@ from sinkformer_pl.ops.implicit import key_cotangent
 from sinkformer_pl.ops.marginals import only
 from sinkformer_pl.ops.problem import Problem, Solution
 
-BLOCK_BYTES = 2**22
-"""Size of the kernel matrices that are worked on together: they should stay in the cache between half-steps."""
+BLOCK_BYTES = 2**20
+"""Size of the kernel matrices that one thread works on together: they should stay in its cache between half-steps."""
+
+WORKSPACE_BYTES = 2**26
+"""Blocks up to this size keep their memory from call to call, two of them a thread."""
+
+TRANSPOSE_FROM = 256
+"""Queries and keys from which it pays to transpose a factor rather than to multiply by a transposed Z."""
 
 SEGMENT = 22
 """Half-steps of one Z, an even number; few enough for the potentials to stay in range at scores of 1e4."""
@@ -68,9 +75,10 @@ class _DenseAttention(torch.autograd.Function):
         )
         output = q.new_empty(n, queries, v.shape[2])
         residual = q.new_empty(n) if p.with_info else None
+        memory = _memory(q, k)
         for heads in _blocks(q, k):
             part = p.block(heads)
-            output[heads], z = _iterate(part, run.block(heads))
+            z = _iterate(part, run.block(heads), output[heads], memory)
             if residual is not None:
                 residual[heads] = _residual(part, z, run.block(heads))
         ctx.save_for_backward(q, k, v, bias, lam, output, *run)
@@ -93,12 +101,12 @@ class _DenseAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dbias = torch.empty_like(bias) if bias is not None else None
         dlam = torch.zeros_like(lam) if lam is not None else None
+        memory = _memory(q, k), _memory(q, k, place=1)
         for heads in _blocks(q, k):
-            adjoint = _Adjoint(p.block(heads), _Run(*run).block(heads))
-            dscores = adjoint.run_back(output[heads], grad[heads])
-            dv[heads] = adjoint.dv
+            adjoint = _Adjoint(p.block(heads), _Run(*run).block(heads), *memory)
+            dscores = adjoint.run_back(output[heads], grad[heads], dv[heads])
             torch.bmm(dscores, k[heads], out=dq[heads])
-            torch.bmm(dscores.mT, q[heads], out=dk[heads])
+            dk[heads] = _product_from_left(q[heads], dscores)
             if dbias is not None:
                 dbias[heads] = dscores
             if dlam is not None:
@@ -106,38 +114,37 @@ class _DenseAttention(torch.autograd.Function):
         return dq, dk, dv, dbias, dlam, None
 
 
-def _iterate(p: Problem, run: _Run) -> tuple[Tensor, Tensor]:
-    """All half-steps of a block, which fill the run; returns the output and the last Z."""
+def _iterate(p: Problem, run: _Run, output: Tensor, memory: Tensor) -> Tensor:
+    """All half-steps of a block, which fill the run and the output; returns the last Z."""
     ratio = p.log_ratio.exp() if isinstance(p.log_ratio, Tensor) else math.exp(p.log_ratio)
     g: Tensor | None = None
     for segment, steps in enumerate(_segments(p.n_iters)):
         c = run.c[segment]
-        z = _kernel_around(p, g, run.m[segment], c, run.w[steps.start // 2])
+        z = _kernel_around(p, g, run.m[segment], c, run.w[steps.start // 2], memory)
         for step in steps:
             u, w = run.u[step // 2], run.w[step // 2]
             if step == p.n_iters - 1 and step % 2 == 0:
-                # The last row step is one more column of the product with the values.
-                products = torch.bmm(z, torch.cat([w * p.v, w], -1))
-                u.copy_(products[..., -1:])
-                return _invert(u, p.rows) * products[..., :-1], z
+                torch.bmm(z, w * p.v, out=output).mul_(_invert(_row_sums(z, w, out=u), p.rows))
+                return z
             if step % 2 == 0:
-                torch.bmm(z, w, out=u)
-                _invert(u, p.rows)
+                _invert(_row_sums(z, w, out=u), p.rows)
                 continue
             normalizer, w = run.normalizer[step // 2], run.w[1 + step // 2]
-            torch.bmm(z.mT, u, out=normalizer)
-            _invert(normalizer, p.columns)
+            _invert(_column_sums(z, u, out=normalizer), p.columns)
             if p.lam is None:
                 torch.mul(normalizer, ratio, out=w)
             else:
                 w.copy_(only((p.lam * (p.log_ratio + normalizer.log() - c) + c).exp(), p.columns))
         g = only(w.log() - c, p.columns)
-    return u * torch.bmm(z, w * p.v), z
+    torch.bmm(z, w * p.v, out=output).mul_(u)
+    return z
 
 
-def _kernel_around(p: Problem, g: Tensor | None, m: Tensor, c: Tensor, w: Tensor) -> Tensor:
+def _kernel_around(p: Problem, g: Tensor | None, m: Tensor, c: Tensor, w: Tensor, memory: Tensor) -> Tensor:
     """Z around the potential g of the keys, None for 0; fills its shifts m and c, and the w of g."""
-    scores = _scores(p) if g is None else _scores(p) + g.mT
+    scores = _scores(p, memory)
+    if g is not None:
+        scores += g.mT
     if p.columns is not None:
         scores.masked_fill_(~p.columns.mT, -math.inf)
     torch.amax(scores, -1, keepdim=True, out=m)
@@ -154,25 +161,18 @@ def _kernel_around(p: Problem, g: Tensor | None, m: Tensor, c: Tensor, w: Tensor
     if g is None:
         return scores.exp_()
     c -= g
-    return _kernel(_scores(p), m, c)
+    return _kernel(p, m, c, memory)
 
 
-def _scores(p: Problem) -> Tensor:
-    scores = torch.bmm(p.q, p.k.mT)
+def _scores(p: Problem, memory: Tensor) -> Tensor:
+    # A fresh matrix would cost as much in page faults as the product itself.
+    scores = torch.bmm(p.q, p.k.mT, out=memory[: len(p.q)])
     return scores if p.bias is None else scores.add_(p.bias)
 
 
-def _kernel(scores: Tensor, m: Tensor, c: Tensor) -> Tensor:
-    """Z of known shifts. Segments subtract from the same scores, or their terms would not cancel to the last bits."""
-    return (scores - m).sub_(c.mT).exp_()
-
-
-def _only_kernel(p: Problem, m: Tensor, c: Tensor) -> Tensor:
-    """Z of known shifts where there is one segment: two more features subtract them within the product."""
-    scores = torch.bmm(torch.cat([p.q, -m, torch.ones_like(m)], -1), torch.cat([p.k, torch.ones_like(c), -c], -1).mT)
-    if p.bias is not None:
-        scores += p.bias
-    return scores.exp_()
+def _kernel(p: Problem, m: Tensor, c: Tensor, memory: Tensor) -> Tensor:
+    """Z of known shifts. As features of the product they would have the scores rounded otherwise in each segment."""
+    return _scores(p, memory).sub_(m).sub_(c.mT).exp_()
 
 
 class _Adjoint:
@@ -182,39 +182,38 @@ class _Adjoint:
     the gradient of the scores is Z * (left @ right^T); their columns are gathered on the way.
     """
 
-    def __init__(self, p: Problem, run: _Run) -> None:
-        self.p, self.run = p, run
+    def __init__(self, p: Problem, run: _Run, z: Tensor, dscores: Tensor) -> None:
+        self.p, self.run, self.memory, self.dscores = p, run, z, dscores[: len(p.q)]
         self.lam: float | Tensor = 1.0 if p.lam is None else p.lam
         self.dlam: Tensor | float = 0.0
 
-    def run_back(self, output: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the scores (N, Q, K); `dv` and `dlam` are set."""
+    def run_back(self, output: Tensor, grad: Tensor, dv: Tensor) -> Tensor:
+        """Gradient of the scores (N, Q, K), in memory that the next block takes; fills dv and sets `dlam`."""
         segments = list(enumerate(_segments(self.p.n_iters)))
-        scores = _scores(self.p) if len(segments) > 1 else None
-        total: Tensor | None = None
-        for segment, steps in reversed(segments if self.p.gradient == "unrolled" else segments[-1:]):
+        segments = segments if self.p.gradient == "unrolled" else segments[-1:]
+        for segment, steps in reversed(segments):
             self.c = self.run.c[segment]
-            m = self.run.m[segment]
-            self.z = _only_kernel(self.p, m, self.c) if scores is None else _kernel(scores, m, self.c)
+            self.z = _kernel(self.p, self.run.m[segment], self.c, self.memory)
             self.left: list[Tensor] = []
             self.right: list[Tensor] = []
-            if total is None:
-                self._product_with_values(output, grad)
+            last = steps is segments[-1][1]
+            if last:
+                self._product_with_values(output, grad, dv)
             {"unrolled": self._unrolled, "implicit": self._implicit, "detached": self._detached}[self.p.gradient](steps)
-            part = torch.bmm(torch.cat(self.left, -1), torch.cat(self.right, -1).mT).mul_(self.z)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
+            left, right = torch.cat(self.left, -1), torch.cat(self.right, -1).mT
+            if last:
+                torch.bmm(left, right, out=self.dscores).mul_(self.z)
+            else:
+                self.dscores += torch.bmm(left, right).mul_(self.z)
+        return self.dscores
 
-    def _product_with_values(self, output: Tensor, grad: Tensor) -> None:
+    def _product_with_values(self, output: Tensor, grad: Tensor, dv: Tensor) -> None:
         u, w = self.run.u[-1], self.run.w[-1]
         self.f = (grad * output).sum(-1, keepdim=True)
         left = u * grad
-        # One pass over Z gives the gradient of the values and what the last row step passes on.
-        products = torch.bmm(self.z.mT, torch.cat([left, u * self.f], -1))
-        self.dv = w * products[..., :-1]
-        self.passed_on = w * products[..., -1:]
-        self.g = (self.p.v * self.dv).sum(-1, keepdim=True)
+        torch.mul(w, _product_from_left(left, self.z), out=dv)
+        self.passed_on = w * _column_sums(self.z, u * self.f)
+        self.g = (self.p.v * dv).sum(-1, keepdim=True)
         self.left.append(left)
         self.right.append(w * self.p.v)
 
@@ -227,9 +226,9 @@ class _Adjoint:
                 if step == last:
                     self.g = self.g - self.passed_on
                 elif step:
-                    self.g = -self.run.w[at] * torch.bmm(self.z.mT, weighted)
+                    self.g = -self.run.w[at] * _column_sums(self.z, weighted)
             else:
-                passed_on = self.run.u[at] * torch.bmm(self.z, self._column_step(at, self.g))
+                passed_on = self.run.u[at] * _row_sums(self.z, self._column_step(at, self.g))
                 self.f = self.f - passed_on if step == last else -passed_on
 
     def _detached(self, steps: range) -> None:
@@ -237,13 +236,13 @@ class _Adjoint:
 
     def _implicit(self, steps: range) -> None:
         u, w = self.run.u[-1], self.run.w[-1]
-        sums = w * torch.bmm(self.z.mT, u)
+        sums = w * _column_sums(self.z, u)
 
         def plan(vector: Tensor) -> Tensor:
-            return u * torch.bmm(self.z, w * vector)
+            return u * _row_sums(self.z, w * vector)
 
         def gram(vector: Tensor) -> Tensor:
-            return w * torch.bmm(self.z.mT, u * plan(vector))
+            return w * _column_sums(self.z, u * plan(vector))
 
         self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, self.p.columns, dim=-2)
         self.f = self.f - self.lam * plan(only(self.g / sums, self.p.columns))
@@ -273,10 +272,54 @@ def _segments(n_iters: int) -> list[range]:
     return [range(start, min(start + SEGMENT, n_iters)) for start in range(0, n_iters, SEGMENT)]
 
 
+def _block_size(q: Tensor, k: Tensor) -> int:
+    # A batch is divided over threads by its heads, which is much faster than dividing each product.
+    threads = 1 if torch.compiler.is_compiling() or q.device.type != "cpu" else torch.get_num_threads()
+    return threads * max(1, BLOCK_BYTES // (max(1, q.shape[1] * k.shape[1]) * q.element_size()))
+
+
+class _Workspace(threading.local):
+    """Memory of blocks, kept from call to call: the page faults of fresh memory cost as much as a product."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, Tensor] = {}
+
+
+_workspace = _Workspace()
+
+
+def _memory(q: Tensor, k: Tensor, place: int = 0) -> Tensor:
+    """One block of the size of the scores, for all blocks in turn."""
+    shape = min(_block_size(q, k), q.shape[0]), q.shape[1], k.shape[1]
+    size = math.prod(shape)
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or size * q.element_size() > WORKSPACE_BYTES:
+        return q.new_empty(shape)
+    kept = _workspace.places.get(place)
+    if kept is None or kept.numel() < size or kept.dtype != q.dtype:
+        kept = _workspace.places[place] = torch.empty(size, dtype=q.dtype)
+    return kept[:size].view(shape)
+
+
 def _blocks(q: Tensor, k: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK_BYTES // (max(1, q.shape[1] * k.shape[1]) * q.element_size()))
+    size = _block_size(q, k)
     for start in range(0, q.shape[0], size):
         yield slice(start, min(start + size, q.shape[0]))
+
+
+def _product_from_left(factor: Tensor, z: Tensor) -> Tensor:
+    """Z^T times a factor; for large Z as the transpose of factor^T Z, which is a third faster."""
+    if min(z.shape[-2:]) < TRANSPOSE_FROM:
+        return torch.bmm(z.mT, factor)
+    return torch.bmm(factor.mT.contiguous(), z).mT
+
+
+# As products of a row vector from the left: a column vector from the right takes a batch three to seven times longer.
+def _row_sums(z: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.bmm(w.mT, z.mT, out=None if out is None else out.mT).mT
+
+
+def _column_sums(z: Tensor, u: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.bmm(u.mT, z, out=None if out is None else out.mT).mT
 
 
 def _invert(sums: Tensor, places: Tensor | None) -> Tensor:
@@ -288,6 +331,6 @@ def _invert(sums: Tensor, places: Tensor | None) -> Tensor:
 def _residual(p: Problem, z: Tensor, run: _Run) -> Tensor:
     u, w = run.u[-1], run.w[-1]
     ratio = p.log_ratio.exp() if isinstance(p.log_ratio, Tensor) else math.exp(p.log_ratio)
-    row_error = only((u * torch.bmm(z, w) - 1).abs(), p.rows)
-    column_error = only((w * torch.bmm(z.mT, u) / ratio - 1).abs(), p.columns)
+    row_error = only((u * _row_sums(z, w) - 1).abs(), p.rows)
+    column_error = only((w * _column_sums(z, u) / ratio - 1).abs(), p.columns)
     return torch.maximum(row_error.amax((-2, -1)), column_error.amax((-2, -1)))

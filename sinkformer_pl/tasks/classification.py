@@ -60,6 +60,9 @@ class Classifier(pl.LightningModule):
         TypeError: a factory that isn't a class, a `functools.partial` of one, or their saved form.
     """
 
+    monitors = ("val/accuracy", "val/accuracy_macro", "val/loss", "train/accuracy", "train/loss")
+    """What is logged each epoch and can choose a checkpoint."""
+
     def __init__(
         self,
         backbone: BackboneFactory,

@@ -135,13 +135,38 @@ def test_last_goes_on_in_its_folder_and_is_an_error_without_one(tiny, run, fail,
     assert loaded(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")["global_step"] == 6
 
 
+def test_a_checkpoint_goes_on_in_its_folder_from_anywhere_but_under_its_own_name_and_network(
+    tiny, run, tmp_path, monkeypatch
+):
+    run("fit", "--config", tiny)
+    last = str(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run("fit", "--ckpt_path", last, "--trainer.max_epochs", "2")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert loaded(Path(last))["global_step"] == 4
+    run("fit", "--ckpt_path", last, "--trainer.max_epochs", "3", "--name", "branch")
+    assert (tmp_path / "runs/branch/version_0/checkpoints/last.ckpt").is_file()
+    run("fit", "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.normalization", "Softmax")
+    assert (tmp_path / "runs/tiny/version_1/checkpoints/last.ckpt").is_file()
+    assert loaded(Path(last))["global_step"] == 4
+
+
+def test_a_resume_that_does_nothing_leaves_the_run_as_it_was(tiny, run, fail, tmp_path):
+    run("fit", "--config", tiny, "--trainer.max_epochs", "2")
+    before = (tmp_path / "runs/tiny/version_0/config.yaml").read_text()
+    run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "1")
+    assert (tmp_path / "runs/tiny/version_0/config.yaml").read_text() == before
+    assert "keep the optimizer" in fail("fit", "--config", tiny, "--ckpt_path", "last", "--model.optimizer", "SGD")
+
+
 def test_runs_without_logger_validation_or_checkpoints(tiny, run, tmp_path):
-    run("fit", "--config", tiny, "--trainer.logger", "false")
+    assert "metrics.csv" not in run("fit", "--config", tiny, "--trainer.logger", "false")
     run("fit", "--config", tiny, "--trainer.logger", "false")
     assert (tmp_path / "runs/tiny/version_1/checkpoints/best.ckpt").is_file()
     run("fit", "--config", tiny, "--trainer.limit_val_batches", "0")
     assert (tmp_path / "runs/tiny/version_2/checkpoints/last.ckpt").is_file()
-    run("fit", "--config", tiny, "--trainer.enable_checkpointing", "false")
+    assert "no checkpoint" in run("fit", "--config", tiny, "--trainer.enable_checkpointing", "false")
     assert not (tmp_path / "runs/tiny/version_3/checkpoints").exists()
     run("fit", "--config", tiny, "--trainer.fast_dev_run", "true")
     assert not (tmp_path / "runs/tiny/version_4").exists()

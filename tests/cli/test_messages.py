@@ -1,8 +1,10 @@
 """Wrong arguments and files: one line with the cause and the remedy, before anything is written."""
 
 import pickle
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -41,6 +43,22 @@ import yaml
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
         (["--config"], ["--config", "needs a value"]),
+        (["--config", "."], ["--config .", "can't be read"]),
+        (["--ckpt_path", "."], ["--ckpt_path .", "a folder"]),
+        (["--model.normalization", "sinkformer_pl.normalizations.Sinkhrn"], ["did you mean", "Softmax"]),
+        (["--model.normalization", "null"], ["model.normalization"]),
+        (["--model.backbone.layer_norm", "mid"], ["model.backbone.layer_norm mid", "pre, post, none"]),
+        (["--model.backbone.dim", "0"], ["dim must be at least 1"]),
+        (["--model.backbone.in_features", "0"], ["in_features must be at least 1"]),
+        (["--trainer.precision", "17"], ["trainer.precision 17"]),
+        (["--seed_everything", "-1"], ["seed_everything -1"]),
+        (["--monitor", "val/acc"], ["monitor val/acc", "did you mean val/accuracy?"]),
+        (["--name", "../out"], ["../out", "without slashes"]),
+        (["--name", ""], ["without slashes"]),
+        (["--data.train_size", "0"], ["data.train_size is 0: give 1 or more"]),
+        (["--data.val_fraction", "0.2"], ["data.val_fraction", "ProceduralShapes has no argument val_fraction"]),
+        (["--data", "PointClouds"], ["data.root"]),
+        (["--trainer.default_root_dir", "tiny.yaml"], ["trainer.default_root_dir", "tiny.yaml"]),
     ],
 )
 def test_wrong_flag(tiny, fail, flags, expected):
@@ -59,6 +77,9 @@ def test_wrong_flag(tiny, fail, flags, expected):
         ("model: !!python/object/apply:os.system [touch owned]", ["line 1", "python/object"]),
         ("model: [", ["line"]),
         ("just words", ["key: value"]),
+        ("", ["wrong.yaml", "empty"]),
+        ("name: a\nname: b", ["wrong.yaml, line 1", "twice"]),
+        ("plugins: 3", ["plugins 3"]),
     ],
 )
 def test_wrong_file(tiny, fail, tmp_path, text, expected):
@@ -67,6 +88,53 @@ def test_wrong_file(tiny, fail, tmp_path, text, expected):
     message = fail("fit", "--config", tiny, "--config", str(path))
     assert all(part in message for part in expected), message
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def f(:\n", "SyntaxError"),
+        ("raise RuntimeError('no luck')", "no luck"),
+        ("import nowhere_to_be_found", "nowhere_to_be_found"),
+        (
+            "from sinkformer_pl.normalizations import Softmax as Base, register\n"
+            "@register\nclass Softmax(Base):\n    pass",
+            "Softmax is taken",
+        ),
+    ],
+)
+def test_broken_plugin(tiny, fail, tmp_path, monkeypatch, code, expected):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    name = f"broken_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    assert expected in fail("fit", "--config", tiny, "--plugins", name)
+    assert expected in fail("normalizations", "--plugins", name)
+
+
+def test_plugin_that_forgets_its_base_class(tiny, fail, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "forgetful.py").write_text(
+        "from sinkformer_pl.normalizations import ScoreNormalization\n"
+        "class Forgetful(ScoreNormalization):\n"
+        "    def __init__(self):\n        pass\n"
+        "    def forward(self, scores, mask):\n        return scores\n"
+    )
+    assert "super().__init__()" in fail("fit", "--config", tiny, "--model.normalization", "forgetful.Forgetful")
+
+
+def test_wrong_arrays_leave_no_trace(tiny, fail, tmp_path):
+    points, labels = np.random.default_rng(0).normal(size=(8, 20, 3)), np.arange(8) % 2
+    for broken, expected in (
+        ({"train_label": labels[:5]}, "8 train clouds but 5 labels"),
+        ({"train_points": np.where(np.arange(8)[:, None, None] == 3, np.nan, points)}, "not finite"),
+        ({"classes": np.array(["a", "a"])}, "one name"),
+    ):
+        good = {"train_points": points, "train_label": labels, "test_points": points, "test_label": labels}
+        np.savez(tmp_path / "clouds.npz", **(good | broken))
+        message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "clouds.npz")
+        assert expected in message
 
 
 def test_wrong_command(fail):

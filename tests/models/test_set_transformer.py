@@ -182,7 +182,7 @@ def test_square_scores_alone_go_with_sab_and_not_with_inducing_points():
     ("given", "message"),
     [
         ({"depth": 0}, "depth must be at least 1"),
-        ({"inducing_points": -1}, "inducing_points at least 0"),
+        ({"inducing_points": -1}, "inducing_points must be at least 0"),
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
     ],
 )
