@@ -146,11 +146,11 @@ def _primitives(case: Case, device: str, dtype: torch.dtype) -> dict[str, Callab
     rows = max(1, min(case.queries, 2**20 // (4 * case.keys)))
     heads = max(1, min(case.heads, 2**20 // (4 * rows * case.keys)))
     q, k = (torch.randn(heads, n, WIDTH, device=device, dtype=dtype) for n in (rows, case.keys))
-    scores, vector = torch.randn(heads, rows, case.keys, device=device, dtype=dtype), k[..., :1].contiguous()
+    scores, vector = torch.randn(heads, rows, case.keys, device=device, dtype=dtype), q[..., :1].mT.contiguous()
     return {
         "product": lambda: torch.bmm(q, k.mT, out=scores),
         "exponential": lambda: scores.clamp_(-1, 0).exp_(),
-        "vector": lambda: torch.bmm(scores, vector),
+        "vector": lambda: torch.bmm(vector, scores),
     }
 
 
