@@ -96,7 +96,7 @@ def sinkhorn_attention(
             keys held constant, as in the text experiments of Sander et al. 2022.
         backend: "reference", the loop in the log domain under autograd, an oracle; "dense", a block of heads at a time
             with its backward in closed form; "streaming", the same in memory O(Q + K) and one tile of scores, without
-            a bias; "auto", the faster one of the last two for the size.
+            a bias; "auto" is "dense".
         return_info: also return potentials and residual.
 
     Returns:
