@@ -1,4 +1,4 @@
-"""Sinkhorn attention against fused softmax attention, the plain loop, and the bound from counted operations."""
+"""Sinkhorn attention against fused softmax attention, the plain loop, and the counted operations."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -44,7 +44,9 @@ class Result:
         sinkhorn_ms: likewise.
         ratio: median over repeats.
         quartiles: of the ratio.
-        bound: ratio of the counted operations at the speeds they reach by themselves here.
+        counted: the products, exponentials and vector products that the method needs, at the speeds that they reach by
+            themselves on a slice of the problem, over the time of softmax. No strict bound: slices differ, elementwise
+            passes are left out.
         naive: how many times longer the loop in the log domain under autograd takes than ours; None where not run.
         published: likewise for the published code; None where it isn't given or not run.
         peak_mb: peak memory above the inputs, in 1e6 bytes; None where the system doesn't tell.
@@ -56,7 +58,7 @@ class Result:
     sinkhorn_ms: float
     ratio: float
     quartiles: tuple[float, float]
-    bound: float
+    counted: float
     naive: float | None
     published: float | None
     peak_mb: float | None
@@ -128,7 +130,7 @@ def measure(
         sinkhorn_ms=1e3 * times["sinkhorn"].median,
         ratio=ratio,
         quartiles=(low, high),
-        bound=_operations(case, times) / times["softmax"].median,
+        counted=_operations(case, times) / times["softmax"].median,
         naive=slow["naive"].median / times["sinkhorn"].median if "naive" in slow else None,
         published=slow["published"].median / times["sinkhorn"].median if "published" in slow else None,
         peak_mb=None if peaks[0] is None else peaks[0] / 1e6,
@@ -143,26 +145,30 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _primitives(case: Case, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """The operations that every method is made of, on a slice of the problem that stays in the cache."""
-    rows = max(1, min(case.queries, 2**20 // (4 * case.keys)))
-    heads = max(1, min(case.heads, 2**20 // (4 * rows * case.keys)))
+    heads, rows = _slice(case)
     q, k = (torch.randn(heads, n, WIDTH, device=device, dtype=dtype) for n in (rows, case.keys))
     scores, vector = torch.randn(heads, rows, case.keys, device=device, dtype=dtype), q[..., :1].mT.contiguous()
     return {
         "product": lambda: torch.bmm(q, k.mT, out=scores),
-        "exponential": lambda: scores.clamp_(-1, 0).exp_(),
+        "exponential": lambda: scores.clamp_(-1, 0).exp2_(),
         "vector": lambda: torch.bmm(vector, scores),
     }
 
 
+def _slice(case: Case) -> tuple[int, int]:
+    """Heads and queries of a part that stays in the cache, and that threads can divide."""
+    rows = max(1, min(case.queries, max(128, 2**20 // (4 * case.keys))))
+    return max(2, min(case.heads, 2**20 // (4 * rows * case.keys))), rows
+
+
 def _operations(case: Case, times: dict[str, Times]) -> float:
     """Seconds of the counted operations of forward and backward."""
-    rows = max(1, min(case.queries, 2**20 // (4 * case.keys)))
-    heads = max(1, min(case.heads, 2**20 // (4 * rows * case.keys)))
+    heads, rows = _slice(case)
     share = case.heads * case.queries / (heads * rows)
     pairs = case.n_iters // 2
     if case.backend == "streaming":
         # Forward: scores and exponential of each pass, the values. Backward: the values, each pair, then the gradients.
-        products, exponentials, vectors = 8 + 2 * pairs + case.n_iters / WIDTH, 3 + 2 * pairs, 3 * pairs
+        products, exponentials, vectors = 8 + 2 * pairs + case.n_iters / WIDTH, 3 + 2 * pairs, 4 * pairs
     else:
         products, exponentials, vectors = 7 + case.n_iters / WIDTH, 2, 2 * (case.n_iters - 1)
     return share * (

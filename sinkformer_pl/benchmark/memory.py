@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sinkformer_pl.ops.workspace import release
+
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -17,6 +19,8 @@ def peak_bytes(function: Callable[[], object], *, device: str) -> int | None:
 
     On a GPU as PyTorch counts them; on Linux from the kernel's high-water mark, which can be set back; elsewhere None.
     """
+    # What earlier calls left for later ones would hide what this one takes.
+    release()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -28,7 +32,7 @@ def peak_bytes(function: Callable[[], object], *, device: str) -> int | None:
     if not CLEAR.exists():
         return None
     try:
-        # What the allocator holds back from earlier calls would hide what this one takes.
+        # Nor should what the allocator holds back.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         CLEAR.write_text("5")
     except (OSError, AttributeError):

@@ -80,7 +80,7 @@ def _machine(options: argparse.Namespace) -> str:
 
 
 def _table(suite: str, results: Sequence[Result]) -> Table:
-    columns = ("heads", "Q x K", "n_iters", "softmax ms", "Sinkhorn ms", "ratio", "quartiles", "bound")
+    columns = ("heads", "Q x K", "n_iters", "softmax ms", "Sinkhorn ms", "ratio", "quartiles", "counted")
     others = ("loop / ours", "published / ours", "peak MB", "softmax peak MB")
     table = Table(*columns, *others, title=f"{suite}: forward + backward, width 64")
     for result in results:
@@ -93,7 +93,7 @@ def _table(suite: str, results: Sequence[Result]) -> Table:
             f"{result.sinkhorn_ms:.1f}",
             f"{result.ratio:.2f}",
             "{:.2f}-{:.2f}".format(*result.quartiles),
-            f"{result.bound:.2f}",
+            f"{result.counted:.2f}",
             *("-" if value is None else f"{value:.1f}" for value in (result.naive, result.published)),
             *("-" if value is None else f"{value:.0f}" for value in (result.peak_mb, result.softmax_peak_mb)),
         )

@@ -5,14 +5,16 @@ from typing import Literal, NamedTuple, get_args, overload
 
 from torch import Tensor
 
-from sinkformer_pl.ops.dense import dense_attention
+from sinkformer_pl.ops.closed_form import closed_form_attention
 from sinkformer_pl.ops.marginals import uniform_marginals
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.problem import Gradient, Problem
 from sinkformer_pl.ops.reference import reference_attention
 from sinkformer_pl.ops.sinkhorn import require_half_steps, require_lam
-from sinkformer_pl.ops.streaming import streaming_attention
+
+KEPT_BYTES = 2**28
+"""Size of a head's kernel matrix up to which "auto" is the dense backend."""
 
 Backend = Literal["auto", "reference", "dense", "streaming"]
 
@@ -96,7 +98,8 @@ def sinkhorn_attention(
             keys held constant, as in the text experiments of Sander et al. 2022.
         backend: "reference", the loop in the log domain under autograd, an oracle; "dense", a block of heads at a time
             with its backward in closed form; "streaming", the same in memory O(Q + K) and one tile of scores, without
-            a bias; "auto" is "dense".
+            a bias; "auto" is "dense", which is faster at every size, up to a kernel matrix of 256 MiB a head, and
+            "streaming" from there on where there is no bias.
         return_info: also return potentials and residual.
 
     Returns:
@@ -112,16 +115,26 @@ def sinkhorn_attention(
         Sander et al. 2022 (sander2022sinkformers); docs/fast_attention.md derives the closed form.
     """
     _check(query, key, value, gradient, backend)
-    attend = {"reference": reference_attention, "streaming": streaming_attention}.get(backend, dense_attention)
     with no_autocast(query):
-        problem = _problem(query, key, value, n_iters, mask or AttentionMask(), bias, scale, lam, gradient, return_info)
-        output, f, g, residual = attend(problem)
+        problem = _problem(query, key, value, n_iters, mask or AttentionMask(), bias, scale, lam, gradient)
+        problem = problem._replace(with_info=return_info, kept=_kept(problem, backend))
+        solve = reference_attention if backend == "reference" else closed_form_attention
+        output, f, g, residual = solve(problem)
     leading = query.shape[:-2]
     output = output.reshape(*leading, query.shape[-2], value.shape[-1]).to(query.dtype)
     if f is None or g is None or residual is None:
         return output
     f, g = f.reshape(*leading, query.shape[-2]), g.reshape(*leading, key.shape[-2])
     return output, SinkhornInfo(f, g, residual.reshape(leading))
+
+
+def _kept(p: Problem, backend: str) -> bool:
+    """Whether the dense backend is asked for, or for "auto" not too large."""
+    if backend == "auto":
+        return p.bias is not None or p.q.shape[1] * p.k.shape[1] * p.q.element_size() <= KEPT_BYTES
+    if backend == "streaming" and p.bias is not None:
+        raise NotImplementedError("the streaming backend takes no bias, which is as large as the scores; use 'dense'")
+    return backend != "streaming"
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, gradient: str, backend: str) -> None:
@@ -147,15 +160,17 @@ def _problem(
     scale: float | Tensor | None,
     lam: float | Tensor,
     gradient: Gradient,
-    with_info: bool,
 ) -> Problem:
-    """Canonical form: one leading axis, at least float32, zeros at padding, the scale in the queries."""
+    """Canonical form: one leading axis, at least float32, zeros at padding, a scale of each head in the queries."""
     require_half_steps(n_iters)
     require_lam(lam)
+    if gradient == "implicit" and n_iters < 2:
+        raise ValueError("gradient='implicit' needs n_iters of at least 2: one half-step has no column step")
     query, key, value = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
     leading, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    query = query * per_head(scale.to(query.dtype) if isinstance(scale, Tensor) else scale)
+    if isinstance(scale, Tensor):
+        query, scale = query * per_head(scale.to(query.dtype)), 1.0
     rows = columns = None
     log_ratio: float | Tensor = math.log(max(queries, 1) / max(keys, 1))
     if not (mask.query is mask.key is mask.pairs is None):
@@ -174,6 +189,7 @@ def _problem(
         query.reshape(-1, *query.shape[-2:]),
         key.reshape(-1, *key.shape[-2:]),
         value.reshape(-1, *value.shape[-2:]),
+        scale,
         bias,
         rows,
         columns,
@@ -181,5 +197,6 @@ def _problem(
         None if isinstance(lam, int | float) and lam == 1 else lam,
         n_iters,
         gradient,
-        with_info,
+        with_info=False,
+        kept=True,
     )

@@ -18,8 +18,6 @@ def key_cotangent(
     sums: Tensor,
     lam: float | Tensor,
     columns: Tensor | None,
-    *,
-    dim: int,
 ) -> Tensor:
     """Solve (1 - lam P^T P / s) g = g0 - P^T f0 by conjugate gradients, with s the column sums of the plan P.
 
@@ -28,20 +26,19 @@ def key_cotangent(
 
     Args:
         gram: x -> P^T P x.
-        right_side: g0 - P^T f0, the keys along `dim`.
+        right_side: g0 - P^T f0, (N, K, 1).
         sums: s, likewise.
         lam: damping of the column step.
         columns: the keys with mass; None is all.
-        dim: the axis of the keys.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim, keepdim=True)
+        return (a * b).sum(-2, keepdim=True)
 
     root = only(sums.rsqrt(), columns)
     # An eigenvector, of eigenvalue 1 - lam, to which the right side is orthogonal: moved away from 0, where lam = 1
     # would make the system singular.
-    unit = functional.normalize(sums.sqrt(), dim=dim)
+    unit = functional.normalize(sums.sqrt(), dim=-2)
     residual = root * right_side
     solution, direction = torch.zeros_like(residual), residual
     square = dot(residual, residual)

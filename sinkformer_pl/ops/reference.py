@@ -12,7 +12,7 @@ from sinkformer_pl.ops.sinkhorn import half_steps
 
 def reference_attention(p: Problem) -> Solution:
     """Solve a problem; time and memory O(n_iters Q K)."""
-    scores = p.q @ p.k.mT
+    scores = p.scale * p.q @ p.k.mT
     if p.bias is not None:
         scores = scores + p.bias
     lam = 1.0 if p.lam is None else p.lam
