@@ -1,11 +1,16 @@
 """Multi-head attention over any normalization."""
 
 import math
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.normalizations.base import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+
+Temperature = float | Literal["learned"]
+"""Divides the scores: a number, or one learned for each head, from 1 on."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -16,43 +21,77 @@ class MultiHeadAttention(nn.Module):
         num_heads: number of heads; divides `dim`.
         normalization: makes this layer's own normalization.
         causal: a query meets the keys up to its own position.
+        temperature: divides the scores, which are q·k / sqrt(dim / num_heads): a positive number, or "learned".
+
+    Under a normalization that needs one tensor as queries and keys (`Guarantees.tied`) they share their projection.
 
     Raises:
-        ValueError: the heads don't divide the width.
+        ValueError: the heads don't divide the width; a temperature that isn't positive.
         NotImplementedError: `causal` under a normalization that can't be.
     """
 
-    def __init__(self, dim: int, num_heads: int, normalization: NormalizationFactory, *, causal: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        normalization: NormalizationFactory,
+        *,
+        causal: bool = False,
+        temperature: Temperature = 1.0,
+    ) -> None:
         super().__init__()
         if dim < 1 or num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide the width dim={dim}")
+        learned = temperature == "learned"
+        if not learned and (isinstance(temperature, str) or not 0 < temperature < math.inf):
+            raise ValueError(f"temperature must be a positive number or 'learned', got {temperature!r}")
         self.num_heads = num_heads
         self.causal = causal
-        self.scale = 1 / math.sqrt(dim // num_heads)
-        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.scale = 1 / math.sqrt(dim // num_heads) / (1.0 if isinstance(temperature, str) else temperature)
+        self.log_temperature = nn.Parameter(torch.zeros(num_heads)) if learned else None
         made = normalization()
         if not isinstance(made, nn.Module) or "_modules" not in vars(made):
             raise TypeError(
                 f"{type(made).__name__} is no usable module: its __init__ must call super().__init__() first"
             )
         self.normalization = made
-        if causal and not self.normalization.guarantees.causal:
+        guarantees = self.normalization.guarantees
+        if causal and not guarantees.causal:
             name = type(self.normalization).__name__
-            raise NotImplementedError(f"{name} can't be causal; use a normalization that can, such as Softmax")
+            reason = " (the only doubly stochastic causal matrix is the identity)" if guarantees.unit_columns else ""
+            raise NotImplementedError(f"{name} can't be causal{reason}; use a normalization that can, such as Softmax")
+        # Projections first and always four of them: their initial weights then are the same under any normalization.
+        self.query, key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.key = None if guarantees.tied else key
         self.normalization.build(num_heads, dim // num_heads)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """Attend from queries (B, Q, dim) to keys (B, K, dim), which are the values too; returns (B, Q, dim)."""
-        q, k = self._heads(self.query(queries)), self._heads(self.key(keys))
-        v = self._heads(self.value(keys))
-        attended = self.normalization.attend(q, k, v, self._mask(q, k, mask), scale=self.scale)
+        q, k, mask = self._queries_and_keys(queries, keys, mask)
+        attended = self.normalization.attend(q, k, self._heads(self.value(keys)), mask, scale=self._scale())
         return self.out(attended.transpose(1, 2).flatten(2))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """The attention weights (B, H, Q, K) that `forward` would use."""
-        q, k = self._heads(self.query(queries)), self._heads(self.key(keys))
-        return self.normalization.weights(q, k, self._mask(q, k, mask), scale=self.scale)
+        q, k, mask = self._queries_and_keys(queries, keys, mask)
+        return self.normalization.weights(q, k, mask, scale=self._scale())
+
+    def _queries_and_keys(
+        self, queries: Tensor, keys: Tensor, mask: AttentionMask | None
+    ) -> tuple[Tensor, Tensor, AttentionMask | None]:
+        q = self._heads(self.query(queries))
+        if self.key is not None:
+            k = self._heads(self.key(keys))
+        elif queries is keys:
+            k = q
+        else:
+            name = type(self.normalization).__name__
+            raise ValueError(f"{name} needs a set that attends to itself: give the same tensor as queries and keys")
+        return q, k, self._mask(q, k, mask)
+
+    def _scale(self) -> float | Tensor:
+        return self.scale if self.log_temperature is None else self.scale * (-self.log_temperature).exp()
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -4,7 +4,7 @@ from typing import Literal, TypedDict, get_args
 
 from torch import Tensor, nn
 
-from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.models.attention import MultiHeadAttention, Temperature
 from sinkformer_pl.normalizations.base import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask
 
@@ -17,6 +17,7 @@ class BlockOptions(TypedDict):
     mlp_dim: int
     dropout: float
     layer_norm: LayerNormPlace
+    temperature: Temperature
 
 
 class AttentionBlock(nn.Module):
@@ -29,9 +30,11 @@ class AttentionBlock(nn.Module):
         mlp_dim: hidden width of the row-wise network; 0 leaves it out.
         dropout: share dropped after the attention and after the row-wise network.
         layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
+        temperature: of the attention's scores.
 
     Raises:
-        ValueError: another place for the layer norm; heads that don't divide the width.
+        ValueError: another place for the layer norm; heads that don't divide the width; a temperature that isn't
+            positive.
     """
 
     def __init__(
@@ -43,12 +46,13 @@ class AttentionBlock(nn.Module):
         mlp_dim: int,
         dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
+        temperature: Temperature = 1.0,
     ) -> None:
         super().__init__()
         if layer_norm not in get_args(LayerNormPlace):
             raise ValueError(f"layer_norm must be one of {', '.join(get_args(LayerNormPlace))}, got {layer_norm!r}")
         self.layer_norm = layer_norm
-        self.attention = MultiHeadAttention(dim, num_heads, normalization)
+        self.attention = MultiHeadAttention(dim, num_heads, normalization, temperature=temperature)
         self.mlp = (
             nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
             if mlp_dim

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.models.attention import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
@@ -112,11 +113,13 @@ class SetTransformer(Backbone):
         dropout: share dropped inside the blocks.
         pool_dropout: share dropped before and after the pooling.
         layer_norm: where the blocks have their layer norms.
+        temperature: divides the scores of each attention layer but the pooling's: a positive number, or "learned", one
+            for each head, from 1 on.
         pooling: makes the normalization of the pooling, whose plan has one query. The same in both arms of a
             comparison by default, since one query under Sinkhorn is mean pooling.
 
     Raises:
-        ValueError: a size out of range; heads that don't divide the width.
+        ValueError: a size out of range; heads that don't divide the width; a temperature that isn't positive.
         NotImplementedError: inducing points under a normalization that needs square scores.
     """
 
@@ -132,6 +135,7 @@ class SetTransformer(Backbone):
         dropout: float = 0.0,
         pool_dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
+        temperature: Temperature = 1.0,
         pooling: NormalizationFactory = Softmax,
     ) -> None:
         super().__init__()
@@ -145,7 +149,8 @@ class SetTransformer(Backbone):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         mlp_dim = dim if mlp_dim is None else mlp_dim
-        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm)
+        pool = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=1.0)
+        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)
         self.out_dim = dim
         self.embed = nn.Linear(in_features, dim)
         self.blocks = nn.ModuleList(
@@ -156,7 +161,7 @@ class SetTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(dim) if layer_norm == "pre" else nn.Identity()
         self.pool_dropout = nn.Dropout(pool_dropout)
-        self.pool = PMA(dim, num_heads, pooling, **block)
+        self.pool = PMA(dim, num_heads, pooling, **pool)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""

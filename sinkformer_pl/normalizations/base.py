@@ -24,6 +24,7 @@ class Guarantees:
         pairs: an AttentionMask with any `pairs` is honoured.
         causal: causal `pairs` are honoured.
         square: needs as many queries as keys.
+        tied: needs queries and keys that are one tensor, from one projection.
         linear: `attend` takes time and memory linear in Q + K.
         stochastic: training mode draws random numbers.
     """
@@ -35,6 +36,7 @@ class Guarantees:
     pairs: bool = False
     causal: bool = False
     square: bool = False
+    tied: bool = False
     linear: bool = False
     stochastic: bool = False
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from sinkformer_pl import ops
 from sinkformer_pl.models import MultiHeadAttention
-from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, Sinkhorn, Softmax
+from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, Sinkhorn, Softmax, registered
 from sinkformer_pl.ops import AttentionMask
 
 KEYS = torch.tensor([[True, True, True, False, True], [True, False, True, False, False]])
@@ -92,7 +92,7 @@ def test_heads_that_dont_divide_the_width_are_refused(num_heads):
 
 
 def test_causal_under_sinkhorn_is_refused_when_built():
-    with pytest.raises(NotImplementedError, match="Sinkhorn can't be causal; use"):
+    with pytest.raises(NotImplementedError, match="Sinkhorn can't be causal .*identity.*; use .*Softmax"):
         MultiHeadAttention(12, 3, Sinkhorn, causal=True)
 
 
@@ -129,3 +129,42 @@ def test_half_precision_under_autocast():
         output = layer(x, x)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), layer(x, x), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("name", list(registered()))
+def test_a_temperature_divides_the_scores_of_any_normalization(name):
+    x = torch.randn(2, 6, 12).double()
+    layers = []
+    for temperature in (1.0, 2.5, "learned"):
+        torch.manual_seed(0)
+        layers.append(MultiHeadAttention(12, 3, registered()[name], temperature=temperature).double().eval())
+    plain, fixed, learned = layers
+    plain.scale /= 2.5
+    torch.testing.assert_close(fixed(x, x), plain(x, x))
+    torch.testing.assert_close(fixed.weights(x, x), plain.weights(x, x))
+    with torch.no_grad():
+        learned.log_temperature.copy_(torch.tensor([2.5, 1.0, 0.4]).log())
+    for head, temperature in enumerate((2.5, 1.0, 0.4)):
+        torch.manual_seed(0)
+        layer = MultiHeadAttention(12, 3, registered()[name], temperature=temperature).double().eval()
+        torch.testing.assert_close(learned.weights(x, x)[:, head], layer.weights(x, x)[:, head])
+    learned(x, x).square().sum().backward()
+    assert (learned.log_temperature.grad.abs() > 1e-9).all()
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot"])
+def test_temperatures_that_arent_positive_are_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be a positive number or 'learned', got"):
+        MultiHeadAttention(4, 2, Softmax, temperature=temperature)
+
+
+@pytest.mark.parametrize("name", list(registered()))
+def test_projections_start_the_same_under_any_normalization(name):
+    states = []
+    for normalization in (Softmax, registered()[name]):
+        torch.manual_seed(0)
+        states.append(MultiHeadAttention(12, 3, normalization).state_dict())
+    shared = [key for key in states[1] if not key.startswith("normalization.")]
+    assert {"query.weight", "value.weight", "out.weight"} <= set(shared)
+    for key in shared:
+        assert torch.equal(states[0][key], states[1][key])
