@@ -2,7 +2,7 @@
 
     python -m sinkformer_pl fit --config configs/pointcloud.yaml --name sinkhorn
     python -m sinkformer_pl fit --config configs/pointcloud.yaml --name softmax --model.normalization Softmax
-    python docs/make_pictures.py runs/sinkhorn/version_0 runs/softmax/version_0
+    python docs/draw_pointcloud.py runs/sinkhorn/version_0 runs/softmax/version_0
 
 Needs matplotlib (pip install -e '.[docs]').
 """
