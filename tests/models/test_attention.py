@@ -92,7 +92,7 @@ def test_heads_that_dont_divide_the_width_are_refused(num_heads):
 
 
 def test_causal_under_sinkhorn_is_refused_when_built():
-    with pytest.raises(NotImplementedError, match="Sinkhorn can't be causal .*identity.*; use .*Softmax"):
+    with pytest.raises(NotImplementedError, match=r"Sinkhorn can't be causal .*identity.*; use .*Softmax"):
         MultiHeadAttention(12, 3, Sinkhorn, causal=True)
 
 

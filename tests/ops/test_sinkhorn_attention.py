@@ -317,6 +317,7 @@ def test_tiles_change_nothing(monkeypatch):
 @pytest.mark.parametrize("n_iters", [2, 5, 26])
 def test_threads_change_nothing(n_iters, backend, monkeypatch):
     monkeypatch.setattr(closed_form_module, "LANE_ROWS", 4)
+    monkeypatch.setattr(closed_form_module, "TILE_BYTES", 1)
     monkeypatch.setattr(kernel_module, "TILE_BYTES", 1)
     monkeypatch.setattr(kernel_module, "MIN_ROWS", 3)
     monkeypatch.setattr(kernel_module, "TRANSPOSE_FROM", 12)
