@@ -1,5 +1,6 @@
 """check_normalization passes what keeps the contract and names what doesn't."""
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -8,20 +9,35 @@ import torch
 from torch import nn
 
 from sinkformer_pl import ops
-from sinkformer_pl.normalizations import AttentionNormalization, Guarantees, ScoreNormalization, Sinkhorn, registered
+from sinkformer_pl.normalizations import AttentionNormalization, Guarantees, ScoreNormalization, registered
 from sinkformer_pl.ops import AttentionMask
 from sinkformer_pl.testing import check_normalization
 
-ARGUMENTS = {"Sinkhorn": [{"n_iters": n} for n in (1, 3, 5, 21)]}
-CONVERGED = {"Sinkhorn": partial(Sinkhorn, n_iters=101)}
+ARGUMENTS = {
+    "Entmax": [{"learned": True}, {"alpha": 2.0}],
+    "GumbelSinkhorn": [{"n_iters": 1}],
+    "ScalableSoftmax": [{"learned": False}],
+    "SemiUnbalancedSinkhorn": [{"rho": 2.0, "learned": True}, {"rho": 0.0}, {"rho": math.inf}],
+    "Sigmoid": [{"bias": -1.0}],
+    "Sinkhorn": [{"n_iters": n} for n in (1, 3, 5, 21)],
+    "SymmetricSinkhorn": [{"n_iters": 2}],
+}
+CONVERGED = {
+    "GumbelSinkhorn": {"n_iters": 101},
+    "LowRankSinkhorn": {"n_iters": 101},
+    "SemiUnbalancedSinkhorn": {"rho": math.inf, "n_iters": 101},
+    "Sinkhorn": {"n_iters": 101},
+    "SlicedTransport": {"sort_temperature": 0.0},
+    "SymmetricSinkhorn": {"n_iters": 101},
+}
 DEFAULTS = [(name, {}) for name in registered()]
 OTHERS = [(name, given) for name, several in ARGUMENTS.items() for given in several]
 
 
 @pytest.mark.parametrize(("name", "given"), DEFAULTS + OTHERS)
 def test_registered_normalizations_keep_the_contract(name, given):
-    factory = partial(registered()[name], **given)
-    check_normalization(factory, converged=CONVERGED.get(name), compiled=not given)
+    factory, converged = (partial(registered()[name], **arguments) for arguments in (given, CONVERGED.get(name, given)))
+    check_normalization(factory, converged=converged, compiled=not given)
 
 
 # Classes that keep the contract and exercise what the package's own don't.
@@ -81,7 +97,7 @@ class Square(ScoreNormalization):
         return ops.softmax(scores, mask=mask)
 
 
-class ReLU(ScoreNormalization):
+class Rectified(ScoreNormalization):
     """Sparse weights that sum to nothing in particular, with a learned slope."""
 
     guarantees = Guarantees(sparse=True, equivariant=True, pairs=True, causal=True)
@@ -95,7 +111,26 @@ class ReLU(ScoreNormalization):
         return weights.where(mask.allowed(scores), 0.0)
 
 
-@pytest.mark.parametrize("factory", [Linear, Noisy, Square, ReLU])
+class Tied(ScoreNormalization):
+    """Softmax for queries that are the keys, whatever the mask."""
+
+    guarantees = Guarantees(row_sums="one", equivariant=True, pairs=True, causal=True, square=True, tied=True)
+
+    def forward(self, scores, mask):
+        return ops.softmax(scores, mask=mask)
+
+    def attend(self, q, k, v, mask, *, scale, bias=None):
+        if q is not k:
+            raise ValueError("give one tensor as q and k")
+        return super().attend(q, k, v, mask, scale=scale, bias=bias)
+
+    def weights(self, q, k, mask, *, scale, bias=None):
+        if q is not k:
+            raise ValueError("give one tensor as q and k")
+        return super().weights(q, k, mask, scale=scale, bias=bias)
+
+
+@pytest.mark.parametrize("factory", [Linear, Noisy, Square, Rectified, Tied])
 def test_other_sound_classes_pass(factory):
     check_normalization(factory)
 
@@ -218,6 +253,35 @@ class TakesRectangles(_Softmax):
     guarantees = Guarantees(square=True, pairs=True, causal=True)
 
 
+class TakesTwoTensors(_Softmax):
+    """Declared tied, but any keys of the right shape are taken."""
+
+    guarantees = Guarantees(square=True, tied=True, pairs=True, causal=True)
+
+    def forward(self, scores, mask):
+        if scores.shape[-2] != scores.shape[-1]:
+            raise ValueError("square scores only")
+        return super().forward(scores, mask)
+
+
+class TiedRectangles(_Softmax):
+    guarantees = Guarantees(tied=True, pairs=True, causal=True)
+
+
+class TiedToTheQueries(Tied):
+    """The gradient leaves out what comes through the keys."""
+
+    def attend(self, q, k, v, mask, *, scale, bias=None):
+        if q is not k:
+            raise ValueError("give one tensor as q and k")
+        return ScoreNormalization.attend(self, q, k.detach(), v, mask, scale=scale, bias=bias)
+
+
+class TiedByPosition(Tied):
+    def forward(self, scores, mask):
+        return super().forward(scores - 0.1 * torch.ones_like(scores).cumsum(-1), mask)
+
+
 class NotEquivariant(_Softmax):
     guarantees = Guarantees(row_sums="one", equivariant=True, pairs=True, causal=True)
 
@@ -326,13 +390,17 @@ class Crashes(_Softmax):
         (FloatOutside, "shapes", "attend is torch.float32"),
         (Autocasted, "autocast", "attend, against no autocast"),
         (IgnoresPairs, "refusals", "a mask with pairs was taken"),
-        (IgnoresBias, "bias", "against keys changed to the same scores"),
+        (IgnoresBias, "bias", "against queries and keys of the same scores"),
         (IgnoresScalePerHead, "scale", "attend of head 0"),
         (WrongRowSums, "row_sums", r"declared 'one', but a row sums to \[0.[45]"),
         (WrongColumns, "unit_columns", "sums of columns"),
         (NotSparse, "sparse", "none is"),
         (NotLinear, "linear", "512 and 1024 tokens"),
         (TakesRectangles, "refusals", "fewer queries than keys"),
+        (TakesTwoTensors, "refusals", "two tensors were taken"),
+        (TiedRectangles, "instances", "declare square too"),
+        (TiedToTheQueries, "gradients", "GradcheckError"),
+        (TiedByPosition, "equivariant", "of permuted queries and keys"),
         (NotEquivariant, "equivariant", "of permuted queries and keys"),
         (SeesTheFuture, "bias", "1e30 outside of the mask"),
         (UnusedParameter, "parameters", "no gradient for spare"),

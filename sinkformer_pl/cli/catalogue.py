@@ -17,7 +17,7 @@ COLUMNS = {
     "equivariant": lambda promise: _yes(promise.equivariant),
     "causal": lambda promise: _yes(promise.causal),
     "forbidden pairs": lambda promise: _yes(promise.pairs),
-    "shape": lambda promise: "square" if promise.square else "any",
+    "shape": lambda promise: "one set, tied" if promise.tied else "square" if promise.square else "any",
     "cost": lambda promise: "linear" if promise.linear else "Q x K",
     "training": lambda promise: "stochastic" if promise.stochastic else "deterministic",
 }

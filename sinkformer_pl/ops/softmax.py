@@ -1,26 +1,196 @@
-"""Row softmax under a mask."""
+"""Row softmax under a mask, attention with it through PyTorch's fused operator, and its relatives."""
 
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor
 
 from sinkformer_pl.ops.mask import AttentionMask
-from sinkformer_pl.ops.precision import at_least_float32, no_autocast
+from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
+
+EPSILON = 1e-6
+"""Added to the denominator of `softpick`, as its authors do."""
 
 
-def softmax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = False) -> Tensor:
     """Softmax over the keys that a query may meet.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
         mask: real queries and keys, permitted pairs; entries of any finite value outside of it change nothing.
+        sink: let every query also meet one more key of score 0 and leave its weight out, so that the weights are
+            exp(x) / (1 + sum exp(x)): the "softmax1" of Miller 2023 (miller2023attention).
 
     Returns:
-        Weights (..., Q, K) in the dtype of the scores: rows sum to 1, masked entries are exactly 0, and a query
-        without a key has a row of zeros (and zero gradients).
+        Weights (..., Q, K) in the dtype of the scores: rows sum to 1, with a sink to at most 1; masked entries are
+        exactly 0, and a query without a key has a row of zeros (and zero gradients).
     """
     mask = mask or AttentionMask()
     with no_autocast(scores):
         allowed = mask.allowed(scores)
         # A row without a single key is left unmasked and zeroed afterwards: -inf throughout would give NaN.
-        reachable = allowed | ~allowed.any(-1, keepdim=True)
-        weights = at_least_float32(scores).masked_fill(~reachable, float("-inf")).softmax(-1)
+        reachable = allowed if sink else allowed | ~allowed.any(-1, keepdim=True)
+        logits = at_least_float32(scores).masked_fill(~reachable, float("-inf"))
+        weights = F.pad(logits, (0, 1)).softmax(-1)[..., :-1] if sink else logits.softmax(-1)
         return weights.where(allowed, 0.0).to(scores.dtype)
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: AttentionMask | None = None,
+    scale: float | Tensor,
+    bias: Tensor | None = None,
+    sink: bool = False,
+) -> Tensor:
+    """Weights of `softmax` times values, by `torch.nn.functional.scaled_dot_product_attention`.
+
+    Args:
+        q: (B, H, Q, D), of any float dtype.
+        k: (B, H, K, D), likewise.
+        v: (B, H, K, Dv), likewise.
+        mask: real queries and keys, permitted pairs; what is outside of it changes nothing while it is finite.
+        scale: of the scores q·k, a number or a tensor (H,).
+        bias: added to the scaled scores, broadcastable to (B, H, Q, K).
+        sink: as in `softmax`: one more key and value of zeros.
+
+    Returns:
+        (B, H, Q, Dv) in the dtype of q; 0 for a query without a key.
+    """
+    dtype, mask = q.dtype, mask or AttentionMask()
+    with no_autocast(q):
+        if isinstance(scale, Tensor) or (bias is not None and bias.dtype != dtype):
+            # The operator takes a number for scale and a bias of the dtype of q: half precision would round both.
+            q, k, v = (at_least_float32(tensor) for tensor in (q, k, v))
+        q, k, v = mask.without_padding(q, k, v)
+        if isinstance(scale, Tensor):
+            q, scale = q * per_head(scale.to(q.dtype)), 1.0
+        like_scores = q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
+        if bias is not None:
+            bias = bias.to(q.dtype).expand_as(like_scores)
+        # Padded queries are zeroed afterwards instead of masked: a mask of the keys alone is Q times smaller.
+        answered, reachable = mask.query_column(like_scores), _keys_met(like_scores, mask)
+        if reachable is not None and not sink:
+            some_key = reachable.any(-1, keepdim=True)
+            answered, reachable = answered & some_key, reachable | ~some_key
+        if sink:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+            bias = None if bias is None else F.pad(bias, (0, 1))
+            reachable = None if reachable is None else F.pad(reachable, (0, 1), value=True)
+        if bias is not None and reachable is not None:
+            bias = bias.masked_fill(~reachable, float("-inf"))
+        output = F.scaled_dot_product_attention(q, k, v, reachable if bias is None else bias, scale=scale)
+        if mask.query is not None or reachable is not None:
+            output = output.where(answered, 0.0)
+        return output.to(dtype)
+
+
+def scalable_softmax(scores: Tensor, s: float | Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+    """Softmax of s · log n · scores, with n the number of keys that the query may meet.
+
+    Args:
+        scores: (..., Q, K), any float dtype; computed in at least float32.
+        s: a number, or a tensor (H,) of one a head.
+        mask: as in `softmax`. Padding doesn't count in n; under `pairs` every query has its own n.
+
+    Returns:
+        Weights as those of `softmax`; a query with a single key gives it 1.
+
+    References:
+        Nakanishi 2025 (nakanishi2025scalable).
+    """
+    mask = mask or AttentionMask()
+    with no_autocast(scores):
+        return softmax(at_least_float32(scores) * _sharpness(scores, s, mask), mask=mask).to(scores.dtype)
+
+
+def scalable_softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: float | Tensor,
+    *,
+    mask: AttentionMask | None = None,
+    scale: float | Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Weights of `scalable_softmax` times values: `softmax_attention` of queries, and bias, times s · log n.
+
+    Args:
+        q: (B, H, Q, D), of any float dtype; half precision is computed in float32.
+        k: (B, H, K, D), likewise.
+        v: (B, H, K, Dv), likewise.
+        s: a number, or a tensor (H,) of one a head.
+        mask: as in `scalable_softmax`.
+        scale: of q·k, a number or a tensor (H,).
+        bias: added to the scaled scores before they are multiplied by s · log n; broadcastable to (B, H, Q, K).
+
+    Returns:
+        (B, H, Q, Dv) in the dtype of q; 0 for a query without a key.
+    """
+    dtype, mask = q.dtype, mask or AttentionMask()
+    q, k, v = (at_least_float32(tensor) for tensor in (q, k, v))
+    sharpness = _sharpness(q.new_empty(()).expand(*q.shape[:-1], k.shape[-2]), s, mask)
+    bias = None if bias is None else bias * sharpness
+    return softmax_attention(q * sharpness, k, v, mask=mask, scale=scale, bias=bias).to(dtype)
+
+
+def softpick(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+    """Rectified softmax, relu(e^x - 1) / (sum |e^x - 1| + 1e-6) over the keys that a query may meet.
+
+    Args:
+        scores: (..., Q, K), any float dtype; computed in at least float32.
+        mask: as in `softmax`.
+
+    Returns:
+        Weights (..., Q, K) in the dtype of the scores: exactly 0 where a score is at most 0 and outside of the mask;
+        rows sum to at most 1, and to 0 where no score is positive.
+
+    References:
+        Zuhri et al. 2025 (zuhri2025softpick).
+    """
+    mask = mask or AttentionMask()
+    if not scores.shape[-1]:
+        return scores
+    with no_autocast(scores):
+        # A score of 0 adds nothing to numerator and denominator, so it stands for a masked one.
+        x = at_least_float32(scores).where(mask.allowed(scores), 0.0)
+        positive = x.relu()
+        # Both are divided by e^m, m = max(0, x), which drops out of the result and of its gradient: then no exponential
+        # overflows, and the denominator is at least that of the largest score. In expm1, scores near 0 don't cancel.
+        m = positive.detach().amax(-1, keepdim=True)
+        minus_gain = (positive - m).exp() * (-positive).expm1()  # e^-m - e^(x-m) where x > 0, else 0
+        minus_loss = (-m).exp() * ((x - positive).expm1().sum(-1, keepdim=True) - EPSILON)
+        return (minus_gain / (minus_gain.sum(-1, keepdim=True) + minus_loss)).to(scores.dtype)
+
+
+def num_keys(scores: Tensor, mask: AttentionMask) -> Tensor:
+    """How many keys a query may meet, at least 1: padding doesn't count, under `pairs` every query has its own number.
+
+    Args:
+        scores: (..., Q, K); only shape, device and dtype matter.
+        mask: real queries and keys, permitted pairs.
+
+    Returns:
+        Broadcastable to (..., Q, 1), in at least float32; of no meaning at a padded query.
+    """
+    keys = _keys_met(scores, mask)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    count = (mask.key_row(scores) if keys is None else keys).sum(-1, keepdim=True)
+    return count.clamp(min=1).to(dtype)
+
+
+def _sharpness(scores: Tensor, s: float | Tensor, mask: AttentionMask) -> Tensor:
+    """The factor s · log n, broadcastable to (..., Q, 1); 0 for a query with a single key or none."""
+    log_n = num_keys(scores, mask).log()
+    return log_n * (per_head(s.to(log_n.dtype)) if isinstance(s, Tensor) else s)
+
+
+def _keys_met(scores: Tensor, mask: AttentionMask) -> Tensor | None:
+    """Which keys a query may meet if it is real: bool, broadcastable to (..., Q, K); None is all."""
+    if mask.pairs is not None:
+        return replace(mask, query=None).allowed(scores)
+    return None if mask.key is None else mask.key_row(scores)

@@ -13,9 +13,12 @@ from sinkformer_pl.testing.subject import Subject
 def refusals(s: Subject) -> None:
     """What isn't declared is refused by NotImplementedError or ValueError, not ignored: pairs, causal, rectangles."""
     g = s.guarantees
+    if g.tied:
+        case = s.case("padding", bias=False)
+        require(s.refuses(replace(case, k=case.k.clone())), "queries and keys that are two tensors were taken")
     if g.square:
-        fewer = s.case(bias=False).select(queries=slice(1, None))
-        require(s.refuses(fewer), "fewer queries than keys were taken")
+        case = s.case(bias=False)
+        require(s.refuses(replace(case, q=case.q[..., 1:, :])), "fewer queries than keys were taken")
     if not g.pairs:
         require(s.refuses(s.case("pairs", bias=False)), "a mask with pairs was taken")
     if not g.pairs and not g.causal:
@@ -54,7 +57,7 @@ def sparse(s: Subject) -> None:
 
 
 def equivariant(s: Subject) -> None:
-    """With equivariant, permuting queries or keys permutes the weights."""
+    """With equivariant, permuting queries or keys, or both alike where they are tied, permutes the weights."""
     if not s.guarantees.equivariant:
         return
     for case in s.cases():
@@ -65,12 +68,12 @@ def equivariant(s: Subject) -> None:
 
 
 def causal(s: Subject) -> None:
-    """With causal, under causal pairs, later keys and values change nothing."""
+    """With causal, under causal pairs, later queries, keys and values change nothing."""
     if s.guarantees.causal:
         case, later = s.case("causal", queries=8), torch.arange(8)[:, None] > 4
-        changed = replace(case, k=case.k.where(~later, 9.0), v=case.v.where(~later, 9.0))
+        changed = case.map(lambda x: x.where(~later, 9.0), "q", "k", "v")
         found, wanted = (s.run(s.make(), x)["attend"][..., :5, :] for x in (changed, case))
-        close(found, wanted, "attend, before the changed keys")
+        close(found, wanted, "attend, before the changed tokens")
 
 
 def linear(s: Subject) -> None:

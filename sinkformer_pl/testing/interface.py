@@ -17,6 +17,7 @@ def instances(s: Subject) -> None:
     require(first is not second, "two calls gave one object")
     require(isinstance(first.guarantees, Guarantees), "the attribute `guarantees` must be a Guarantees(...)")
     s.guarantees = first.guarantees
+    require(s.guarantees.square or not s.guarantees.tied, "tied queries and keys are as many: declare square too")
 
 
 def shapes(s: Subject) -> None:
@@ -49,8 +50,9 @@ def scale(s: Subject) -> None:
             for name in ("attend", "weights"):
                 close(found[name][:, head], wanted[name][:, head], f"{name} of head {head}")
         if isinstance(module, ScoreNormalization):
-            wanted = s.run(module, replace(case, q=case.q * scales[:, None, None], scale=1.0))
-            all_close(found, wanted, "against scaled queries", "attend", "weights")
+            scaled = case.map(lambda x: x * scales.sqrt()[:, None, None], "q", "k")
+            wanted = s.run(module, replace(scaled, scale=1.0))
+            all_close(found, wanted, "against scaled queries and keys", "attend", "weights")
 
 
 def bias(s: Subject) -> None:
@@ -58,9 +60,9 @@ def bias(s: Subject) -> None:
     if not s.takes_bias:
         return
     for case in s.cases():
-        module, other = s.make(), case.k.flip(-1)
-        added = case.scale * case.q @ (other - case.k).mT
-        found, wanted = s.run(module, replace(case, bias=added)), s.run(module, replace(case, k=other, bias=None))
-        all_close(found, wanted, "against keys changed to the same scores", "attend", "weights")
+        module, other = s.make(), replace(case.map(lambda x: x.roll(1, 0), "q", "k"), bias=None)
+        added = case.scale * (other.q @ other.k.mT - case.q @ case.k.mT)
+        found, wanted = s.run(module, replace(case, bias=added)), s.run(module, other)
+        all_close(found, wanted, "against queries and keys of the same scores", "attend", "weights")
         hidden = replace(case, bias=added.where(case.allowed(), 1e30))
         all_close(s.run(module, hidden), found, "with a bias of 1e30 outside of the mask")

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.mask import AttentionMask
-from sinkformer_pl.testing.cases import draw
+from sinkformer_pl.testing.cases import draw, token_mask
 from sinkformer_pl.testing.comparing import EXACT, all_close, close, finite, zero
 from sinkformer_pl.testing.subject import Subject
 
@@ -20,8 +19,10 @@ def masks(s: Subject) -> None:
             results, allowed = s.run(s.make(), case), case.allowed()
             finite(results)
             zero(results["weights"][~allowed], "masked weights")
-            for name in ("attend", "gradient of q"):
-                zero(results[name][~allowed.any(-1)], f"{name} of a padded query or one without a key")
+            idle = ~allowed.any(-1)
+            zero(results["attend"][idle], "attend of a padded query or one without a key")
+            idle = idle & ~allowed.any(-2) if case.tied else idle  # the same tensor counts as a key
+            zero(results["gradient of q"][idle], "gradient of q of a padded query or one without a key")
 
 
 def padding(s: Subject) -> None:
@@ -34,11 +35,11 @@ def padding(s: Subject) -> None:
             rows, columns = _real(case.q.shape[-2], queries, left), _real(case.k.shape[-2], keys, left)
             real = {"q": rows[:, None], "attend": rows[:, None], "k": columns[:, None], "v": columns[:, None]}
             real |= {"bias": rows[:, None] & columns, "weights": rows[:, None] & columns}
-            tensors: dict[str, Any] = {name: _pad(x, real[name], filler) for name, x in case.tensors().items()}
-            mask = AttentionMask(*(x.expand(len(case.q), -1) for x in (rows, columns)))
+            tensors = {name: _pad(x, real[name], filler) for name, x in case.tensors().items()}
+            mask = token_mask(case.tied, *(x.expand(len(case.q), -1) for x in (rows, columns)))
             words = f"{queries} queries, {keys} keys of padding {'left' if left else 'right'}, filled with {filler:g}"
             upstream = _pad(draw(plain["attend"].shape, dtype), real["attend"], 1.0)
-            found = s.run(module, replace(case, **tensors, mask=mask, words=words), upstream)
+            found = s.run(module, case.put(tensors, mask=mask, words=words), upstream)
             for name, wanted in plain.items():
                 block = real.get(name.removeprefix("gradient of "), torch.tensor(True)).expand_as(found[name])
                 zero(found[name][~block], f"{name} at the padding")
@@ -71,6 +72,6 @@ def all_real(s: Subject) -> None:
     """No mask, an empty AttentionMask and one that is True everywhere mean the same."""
     case, module = s.case(), s.make()
     wanted = s.run(module, case)
-    full = AttentionMask(*(torch.ones(len(x), x.shape[-2], dtype=torch.bool) for x in (case.q, case.k)))
+    full = token_mask(case.tied, *(torch.ones(len(x), x.shape[-2], dtype=torch.bool) for x in (case.q, case.k)))
     for mask, words in ((AttentionMask(), "AttentionMask()"), (full, "True everywhere")):
         all_close(s.run(module, replace(case, mask=mask, words=words)), wanted, "against mask=None")

@@ -29,7 +29,8 @@ def precision(s: Subject) -> None:
             per_head = torch.full((s.num_heads,), float(case.scale), dtype=torch.promote_types(dtype, torch.float32))
             for scale in (case.scale, per_head):
                 found = s.run(module, replace(case, scale=scale), upstream)
-                for name, tolerance in {"attend": output, **{f"gradient of {x}": gradient for x in "qkv"}}.items():
+                tolerances = {"attend": output, **{f"gradient of {x}": gradient for x in case.tensors()}}
+                for name, tolerance in tolerances.items():
                     close(found[name], wanted[name], f"{name}, against float64", tolerance, floor=1e-2)
 
 

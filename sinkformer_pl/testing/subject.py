@@ -69,11 +69,11 @@ class Subject:
         return (self.case(kind, dtype, **sizes) for kind in kinds)
 
     def case(self, kind="none", dtype=torch.float64, *, batch=2, queries=5, keys=7, std=1.0, bias: bool | None = None):
-        """An input, with a bias if it is taken; as many queries as keys where that is needed."""
+        """An input, with a bias if it is taken; as many queries as keys, or the same, where that is needed."""
         square, bias = self.guarantees.square, self.takes_bias if bias is None else bias
         sizes = (batch, self.num_heads, queries, queries if square or kind == "causal" else keys)
         drawn = {"sizes": sizes, "head_dim": self.head_dim, "std": std, "seed": self.seed}
-        self.seen = draw_case(kind, dtype, **drawn, bias=bias, square=square)
+        self.seen = draw_case(kind, dtype, **drawn, bias=bias, square=square, tied=self.guarantees.tied)
         return self.seen
 
 

@@ -132,3 +132,13 @@ def test_bias_of_fewer_axes_and_float64_scale(masked):
     attended = Softmax().attend(q, k, v, mask, scale=scale, bias=bias)
     expected = Softmax().weights(q, k, mask, scale=scale, bias=bias) @ v
     torch.testing.assert_close(attended, expected)
+
+
+def test_half_precision_keeps_one_rounding_of_a_scale_for_each_head_under_autocast():
+    q, k, v, _ = (x.detach() for x in inputs(torch.bfloat16))
+    scale = torch.tensor([0.2, 1.0, 3.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = Softmax().attend(q, k, v, MASKS["all three"], scale=scale)
+    wanted = Softmax().attend(q.float(), k.float(), v.float(), MASKS["all three"], scale=scale)
+    assert output.dtype == torch.bfloat16
+    assert output.equal(wanted.to(torch.bfloat16))

@@ -1,0 +1,62 @@
+"""Entmax: sparse attention whose sparsity is chosen, or learned by each head."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.registry import register
+from sinkformer_pl.ops.entmax import entmax
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.precision import at_least_float32
+
+
+@register
+class Entmax(ScoreNormalization):
+    """Alpha-entmax: from softmax (alpha to 1) to sparsemax (alpha = 2), the sparser the larger alpha.
+
+    Keys whose score is 1 / (alpha - 1) or more below the best one get exactly 0. By bisection, to the last bit; at a
+    fixed 1.5 or 2, `Entmax15` and `Sparsemax` give the same numbers faster.
+
+    Args:
+        alpha: in (1, 2]; where it starts if it is learned, then below 2.
+        learned: one alpha for each head, 1 + sigmoid(alpha_logit), so always between 1 and 2, as in adaptively
+            sparse transformers. Neither weights nor gradients lose precision near 1. Weight decay pulls alpha to 1.5.
+
+    Raises:
+        ValueError: `alpha` out of range.
+
+    References:
+        Peters et al. 2019 (peters2019entmax); learned: Correia et al. 2019 (correia2019adaptively).
+    """
+
+    guarantees = Guarantees(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
+
+    def __init__(self, alpha: float = 1.5, learned: bool = False) -> None:
+        super().__init__()
+        allowed = "in (1, 2), since it is learned" if learned else "in (1, 2] (its limit at 1 is Softmax)"
+        if not isinstance(alpha, int | float) or not 1 < alpha <= 2 or (learned and alpha == 2):
+            raise ValueError(f"Entmax: alpha must be {allowed}, got {alpha!r}")
+        self.initial_alpha = float(alpha)
+        self.learned = learned
+        self.register_parameter("alpha_logit", None)
+
+    def build(self, num_heads: int, head_dim: int) -> None:
+        """Create the parameter `alpha_logit` (H,) if alpha is learned."""
+        if self.learned:
+            logit = math.log((self.initial_alpha - 1) / (2 - self.initial_alpha))
+            self.alpha_logit = nn.Parameter(torch.full((num_heads,), logit))
+
+    @property
+    def alpha(self) -> float | Tensor:
+        """The number, or the tensor (H,) of what the heads have learned so far."""
+        return self.initial_alpha if self.alpha_logit is None else 1 + at_least_float32(self.alpha_logit).sigmoid()
+
+    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
+        """`sinkformer_pl.ops.entmax` of scores (B, H, Q, K)."""
+        return entmax(scores, self.alpha, mask=mask)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"alpha={self.initial_alpha}, learned={self.learned}"

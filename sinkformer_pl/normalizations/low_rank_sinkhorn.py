@@ -1,0 +1,92 @@
+"""LowRankSinkhorn: doubly stochastic attention through a few learned pivots."""
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees
+from sinkformer_pl.normalizations.registry import register
+from sinkformer_pl.ops.low_rank_sinkhorn import LowRankPlan, low_rank_sinkhorn
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.precision import at_least_float32, no_autocast
+
+
+@register
+class LowRankSinkhorn(AttentionNormalization):
+    """The attention of LOTFormer: queries are coupled to learned pivots, and pivots to keys, both by Sinkhorn.
+
+    Each head learns pivots, as wide as its queries and keys, and their masses. The scores are scale * q·pivot and
+    scale * pivot·k; the weights have at most rank `rank`, and time and memory are linear in the numbers of queries and
+    keys.
+
+    Args:
+        rank: r, number of pivots of each head, at least 2: a single one makes all weights equal.
+        n_iters: number of half-steps of either coupling, odd, so that rows sum to 1 exactly, and at least 3, for the
+            masses cancel in a single one. Columns sum to Q/K in the limit.
+
+    Raises:
+        ValueError: `rank` below 2, `n_iters` even or below 3.
+        NotImplementedError: in use, a bias or a mask with `pairs`.
+
+    References:
+        Shahbazi et al. 2025 (shahbazi2025lotformer).
+    """
+
+    guarantees = Guarantees(row_sums="one", unit_columns=True, equivariant=True, linear=True)
+    pivots: nn.Parameter
+    mass_logits: nn.Parameter
+
+    def __init__(self, rank: int = 16, n_iters: int = 5) -> None:
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
+            raise ValueError(f"LowRankSinkhorn: rank must be an integer of at least 2, got {rank!r}")
+        if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 3 or n_iters % 2 == 0:
+            raise ValueError(
+                "LowRankSinkhorn: n_iters counts half-steps and must end on rows: use an odd number of at least 3, got "
+                f"{n_iters!r}"
+            )
+        self.rank = rank
+        self.n_iters = n_iters
+
+    def build(self, num_heads: int, head_dim: int) -> None:
+        """Draw the pivots (H, r, D), normal numbers; the logits of their masses (H, r) start at 0."""
+        self.pivots = nn.Parameter(torch.randn(num_heads, self.rank, head_dim))
+        self.mass_logits = nn.Parameter(torch.zeros(num_heads, self.rank))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask | None,
+        *,
+        scale: float | Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Weights times values, (B, H, Q, Dv), without the weights."""
+        plan = self._plan(q, k, mask, scale, bias)
+        if mask is not None:
+            _, _, v = mask.without_padding(q, k, v)
+        with no_autocast(q):
+            return (plan.to_pivots @ (plan.to_keys @ at_least_float32(v))).to(v.dtype)
+
+    def weights(
+        self, q: Tensor, k: Tensor, mask: AttentionMask | None, *, scale: float | Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """The weights themselves, (B, H, Q, K)."""
+        plan = self._plan(q, k, mask, scale, bias)
+        with no_autocast(q):
+            return (plan.to_pivots @ plan.to_keys).to(q.dtype)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"rank={self.rank}, n_iters={self.n_iters}"
+
+    def _plan(
+        self, q: Tensor, k: Tensor, mask: AttentionMask | None, scale: float | Tensor, bias: Tensor | None
+    ) -> LowRankPlan:
+        if bias is not None:
+            raise NotImplementedError(
+                "LowRankSinkhorn never forms the scores of queries and keys that a bias would be added to; use Sinkhorn"
+            )
+        masses = at_least_float32(self.mass_logits).softmax(-1)
+        return low_rank_sinkhorn(q, k, self.pivots, masses, self.n_iters, scale=scale, mask=mask)

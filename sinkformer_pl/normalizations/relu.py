@@ -1,0 +1,23 @@
+"""ReLU: the positive part of each score."""
+
+from torch import Tensor
+
+from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.registry import register
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.pointwise import relu
+
+
+@register
+class ReLU(ScoreNormalization):
+    """Positive part of the scores over the number of keys that a query may meet; rows have no prescribed sum.
+
+    References:
+        Wortsman et al. 2023 (wortsman2023relu).
+    """
+
+    guarantees = Guarantees(sparse=True, equivariant=True, pairs=True, causal=True)
+
+    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
+        """`sinkformer_pl.ops.pointwise.relu` of scores (B, H, Q, K)."""
+        return relu(scores, mask=mask)

@@ -1,0 +1,69 @@
+"""ScalableSoftmax: softmax that doesn't flatten as the number of keys grows."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.registry import register
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.softmax import scalable_softmax, scalable_softmax_attention
+
+
+@register
+class ScalableSoftmax(ScoreNormalization):
+    """Softmax of s · log n · scores, with n the number of keys that a query may meet.
+
+    The largest weight of a softmax falls towards 0 as keys are added, though its score stands out as before; times
+    log n it doesn't. Padding doesn't count in n; under causal pairs every query has its own n.
+
+    Args:
+        s: factor, above 0; if learned, where it starts. By default that of the paper's first figure, with which 10 keys
+            make the softmax itself (0.43 · log 10 = 0.99), fewer a flatter and more a sharper one.
+        learned: one s for each head, trained, free to take any sign; else s is fixed.
+
+    Raises:
+        ValueError: `s` isn't a finite number above 0, `learned` isn't a bool.
+
+    References:
+        Nakanishi 2025 (nakanishi2025scalable).
+    """
+
+    guarantees = Guarantees(row_sums="one", equivariant=True, pairs=True, causal=True)
+
+    def __init__(self, s: float = 0.43, learned: bool = True) -> None:
+        super().__init__()
+        if isinstance(s, bool) or not isinstance(s, int | float) or not (math.isfinite(s) and s > 0):
+            raise ValueError(f"ScalableSoftmax: s must be a finite number above 0, got {s!r}")
+        if not isinstance(learned, bool):
+            raise ValueError(f"ScalableSoftmax: learned must be True or False, got {learned!r}")
+        self.initial_s = float(s)
+        self.learned = learned
+        self.s: float | Tensor = self.initial_s
+
+    def build(self, num_heads: int, head_dim: int) -> None:
+        """Make s a parameter (num_heads,), if it is learned."""
+        if self.learned:
+            self.s = nn.Parameter(torch.full((num_heads,), self.initial_s))
+
+    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
+        """`sinkformer_pl.ops.softmax.scalable_softmax` of scores (B, H, Q, K)."""
+        return scalable_softmax(scores, self.s, mask=mask)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask | None,
+        *,
+        scale: float | Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.scalable_softmax_attention`."""
+        return scalable_softmax_attention(q, k, v, self.s, mask=mask, scale=scale, bias=bias)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"s={self.initial_s:g}, learned={self.learned}"

@@ -1,0 +1,99 @@
+"""Low-rank transport plans: queries to a few pivots, pivots to keys."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
+from sinkformer_pl.ops.sinkhorn import sinkhorn
+
+
+class LowRankPlan(NamedTuple):
+    """The factors of low-rank attention weights, `to_pivots @ to_keys`.
+
+    Attributes:
+        to_pivots: (B, H, Q, r), each row sums to 1.
+        to_keys: (B, H, r, K), each row sums to 1.
+    """
+
+    to_pivots: Tensor
+    to_keys: Tensor
+
+
+def low_rank_sinkhorn(
+    q: Tensor,
+    k: Tensor,
+    pivots: Tensor,
+    masses: Tensor,
+    n_iters: int = 5,
+    *,
+    scale: float | Tensor = 1.0,
+    mask: AttentionMask | None = None,
+) -> LowRankPlan:
+    """Two entropic couplings glued at r pivots: P1 of queries and pivots, P2 of pivots and keys.
+
+    With z the masses, P1 has the marginals 1/Q and z and ends on its query step, P2 has z and 1/K and ends on its pivot
+    step, Q and K the numbers of real queries and keys of the sample. The weights are Q P1 diag(1/z) P2, given as two
+    factors, Q P1 and diag(1/z) P2. Multiply the values by the second factor first: no Q x K matrix is formed then, and
+    time and memory are linear in Q + K.
+
+    Args:
+        q: queries (B, H, Q, D), any float dtype; computed in at least float32.
+        k: keys (B, H, K, D).
+        pivots: (H, r, D).
+        masses: z, (H, r), at least 0, of sum 1 in each head.
+        n_iters: number of half-steps of either coupling, odd.
+        scale: multiplies the scores of queries with pivots and of pivots with keys, a number or a tensor (H,).
+        mask: real queries and keys; padding leaves the marginals. `pairs` is refused.
+
+    Returns:
+        The factors, in float32 or float64. Padded queries have rows of 0 in the first, padded keys columns of 0 in the
+        second, with gradients of exactly 0; where a sample has no key, the second is 0. Rows of the weights sum to 1
+        exactly; columns sum to Q/K in the limit of many half-steps.
+
+    Raises:
+        ValueError: `n_iters` even or below 1, shapes that don't fit.
+        NotImplementedError: a mask with `pairs`.
+
+    References:
+        Shahbazi et al. 2025 (shahbazi2025lotformer).
+    """
+    if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1 or n_iters % 2 == 0:
+        raise ValueError(f"n_iters counts half-steps and must end on rows: use an odd number, got {n_iters!r}")
+    heads, width = q.shape[1], q.shape[-1]
+    if pivots.ndim != 3 or pivots.shape[::2] != (heads, width) or masses.shape != pivots.shape[:2]:
+        raise ValueError(
+            f"pivots {tuple(pivots.shape)} and masses {tuple(masses.shape)} don't fit q {tuple(q.shape)}: they need "
+            f"({heads}, r, {width}) and ({heads}, r)"
+        )
+    mask = mask or AttentionMask()
+    if mask.pairs is not None:
+        raise NotImplementedError(
+            "LowRankSinkhorn never forms the pairs of queries and keys, so it can't forbid some; use Softmax, or a "
+            "mask of queries and keys alone"
+        )
+    q, k, _ = mask.without_padding(q, k, k)
+    with no_autocast(q):
+        q, k = at_least_float32(q), at_least_float32(k)
+        pivots, masses = pivots.to(q.dtype), masses.to(q.dtype)
+        scaled = pivots * per_head(scale.to(q.dtype) if isinstance(scale, Tensor) else scale)
+        real_queries = mask.query_column(q)[..., 0].expand(q.shape[:-1]).to(q.dtype)
+        real_keys = mask.key_row(k.mT)[..., 0, :].expand(k.shape[:-1]).to(q.dtype)
+        num_queries, num_keys = real_queries.sum(-1, keepdim=True), real_keys.sum(-1, keepdim=True)
+        # A marginal of 0 takes padding out of a coupling. Marginals 1 and Q z, not 1/Q and z, give Q P1 at once.
+        to_pivots = sinkhorn(
+            q @ scaled.mT,
+            n_iters,
+            row_marginal=real_queries,
+            column_marginal=num_queries * masses,
+        )
+        coupling = sinkhorn(
+            scaled @ k.mT,
+            n_iters,
+            row_marginal=masses.where(num_keys > 0, 0.0),
+            column_marginal=real_keys / num_keys.clamp(min=1),
+        )
+        # A mass that underflowed to 0 leaves 0 in the coupling, not 0/0.
+        return LowRankPlan(to_pivots, coupling / masses.clamp(min=torch.finfo(masses.dtype).tiny)[..., None])
