@@ -11,7 +11,7 @@ class Batch(NamedTuple):
     """One batch of samples; a tuple, so that Lightning moves, pins and splits it like any other.
 
     Attributes:
-        inputs: (B, N, C) float for sets, whatever the backbone takes otherwise.
+        inputs: (B, N, C) float for sets, (B, N) int64 token numbers for texts, whatever the backbone takes otherwise.
         mask: (B, N) bool, True where a token is real; None when every token is.
         target: (B,) int64 class indices.
         index: (B,) int64, the place of each sample in its split (names and order survive batching and sharding).

@@ -18,8 +18,10 @@ ARGUMENTS = {
     "GumbelSinkhorn": [{"n_iters": 1}],
     "ScalableSoftmax": [{"learned": False}],
     "SemiUnbalancedSinkhorn": [{"rho": 2.0, "learned": True}, {"rho": 0.0}, {"rho": math.inf}],
+    "LowRankSinkhorn": [{"rank": 2}],
     "Sigmoid": [{"bias": -1.0}],
     "Sinkhorn": [{"n_iters": n} for n in (1, 3, 5, 21)],
+    "SlicedTransport": [{"sort_temperature": 0.0}, {"slices": 3}],
     "SymmetricSinkhorn": [{"n_iters": 2}],
 }
 CONVERGED = {

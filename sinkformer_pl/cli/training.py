@@ -159,6 +159,8 @@ class TrainingCLI(LightningCLI):
             raise UserError(" ".join(str(_root_cause(error)).split("\n"))) from error
         if self.arguments.content is not None and self.arguments.checkpoint is not None:
             require_match(self.arguments.content, self.model, self.arguments.checkpoint)
+            # Lightning does so too, but not for data of another class than the run's.
+            self.datamodule.restore(self.arguments.content)
             if self.arguments.command == "fit":
                 self._require_same_optimizer()
 

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,12 +17,14 @@ from sinkformer_pl.errors import UserError
 
 Split = Literal["train", "val", "test"]
 
+_ROUNDS = 4
+
 
 class Sample(NamedTuple):
     """One item of a dataset.
 
     Attributes:
-        inputs: (N, C) float, N may differ from sample to sample.
+        inputs: (N, C) float or (N,) int64; N may differ from sample to sample.
         target: class index.
         index: place of the sample in its split.
     """
@@ -49,6 +51,11 @@ class LabelledDataset(Dataset[Sample], ABC):
     def inputs(self, draw: Draw) -> Tensor:
         """Return sample `draw.index`, everything random about it taken from `draw.seed` alone."""
 
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """The n sizes of the inputs, where training batches are to hold samples of similar size; None by default."""
+        return None
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.targets)
@@ -67,21 +74,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(padded, mask, torch.tensor(targets), torch.tensor(indices))
 
 
-def stratified_split(targets: Tensor, *, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    targets: Tensor, *, val_fraction: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Divide samples into training and validation, each class in proportion.
 
     Args:
         targets: (n,) int64 class indices.
         val_fraction: share of validation samples, in (0, 1).
-        seed: non-negative; the division depends on it and on `targets` alone.
+        seed: non-negative; the division depends on it, `targets` and `groups` alone.
+        groups: the n samples' groups, none of which is divided; None where each sample is one of its own.
 
     Returns:
         Sorted indices of the training and of the validation samples, disjoint and complete: `val_fraction * n`,
         rounded, for validation, but for the rule that a class with two samples or more has one in each part (and a
-        class with a single one has it in training).
+        class with a single one has it in training). With groups, each class is about as near to its share as
+        whole groups allow, and those with two groups or more are in both parts where possible.
     """
     rng = np.random.default_rng(seed)
     labels = targets.numpy()
+    if groups is not None:
+        taken = _choose_groups(labels, groups, val_fraction, rng)
+        return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))
     classes, counts = np.unique(labels, return_counts=True)
     shares = val_fraction * counts
     sizes = np.floor(shares).astype(int)
@@ -95,6 +109,31 @@ def stratified_split(targets: Tensor, *, val_fraction: float, seed: int) -> tupl
     val = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
     train = np.setdiff1d(np.arange(len(labels)), val)
     return torch.from_numpy(train), torch.from_numpy(val)
+
+
+def _choose_groups(
+    labels: np.ndarray, groups: Sequence[str], val_fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return which samples are for validation."""
+    numbers: dict[str, int] = {}
+    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+    counts = np.zeros((len(numbers), int(labels.max(initial=-1)) + 1))
+    np.add.at(counts, (members, labels), 1)
+    missing = val_fraction * counts.sum(axis=0)
+    taken = np.zeros(len(numbers), dtype=bool)
+    # Later rounds give back and exchange what the first took by chance.
+    for group in np.concatenate([rng.permutation(len(numbers)) for _ in range(_ROUNDS)]):
+        left = missing + counts[group] if taken[group] else missing - counts[group]
+        if (left**2).sum() < (missing**2).sum() and (taken[group] or taken.sum() < len(numbers) - 1):
+            taken[group] = ~taken[group]
+            missing = left
+    # A class that is all in training gives up its smallest group, one that is all in validation takes it back.
+    for label in range(counts.shape[1]):
+        having = np.flatnonzero(counts[:, label])
+        if len(having) >= 2 and (taken[having].all() or not taken[having].any()):
+            smallest = having[counts[having].sum(axis=1).argmin()]
+            taken[smallest] = ~taken[smallest]
+    return taken[members]
 
 
 class ClassificationData(pl.LightningDataModule, ABC):
@@ -159,6 +198,18 @@ class ClassificationData(pl.LightningDataModule, ABC):
     def make_datasets(self) -> Mapping[Split, LabelledDataset]:
         """Read the data and return the splits "train", "val" and "test"; called once, on every process."""
 
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take from a checkpoint what the meaning of its model's inputs depends on; nothing by default.
+
+        Lightning restores the state of data of the same class; this is for the model's evaluation on other data.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+
+        Raises:
+            UserError: something is missing.
+        """
+
     def setup(self, stage: str | None = None) -> None:
         """Fill `datasets`, all three splits whatever the stage; once, however often Lightning asks.
 
@@ -212,6 +263,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
             shuffle=training,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            lengths=self.datasets[split].lengths if training else None,
+            batch_size=self.batch_size,
         )
         return DataLoader(
             self.datasets[split],

@@ -1,12 +1,15 @@
 """In which order samples are drawn, and the seed that makes each draw's randomness reproducible."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
 
 from sinkformer_pl.errors import UserError
+
+_LONGEST_WINDOW = 50
+_FEWEST_WINDOWS = 4
 
 
 class Draw(NamedTuple):
@@ -28,11 +31,23 @@ class EpochSampler(DistributedSampler):
     for any number of loader workers, and the same set of them for any number of ranks.
 
     Training (`shuffle`): another order and other seeds each epoch; up to `world_size - 1` samples are left out, since
-    a rank with a batch more than another would wait for it forever.
+    a rank with a batch more than another would wait for it forever. With `lengths`, the samples of a batch, over all
+    ranks, are of similar length: they are shuffled, sorted by length within windows of some batches, and the batches
+    shuffled; an incomplete batch stays the last.
     Evaluation: samples in order, each exactly once over all ranks (ranks may differ by one), whatever the epoch.
     """
 
-    def __init__(self, size: int, *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         """Prepare epoch 0.
 
         Args:
@@ -41,6 +56,8 @@ class EpochSampler(DistributedSampler):
             shuffle: True for training, False for evaluation.
             rank: this process's place, 0 <= rank < world_size.
             world_size: number of processes that share the split.
+            lengths: of each sample of the split; without meaning for evaluation.
+            batch_size: draws per batch and process; without meaning where there are no `lengths`.
 
         Raises:
             UserError: training with fewer samples than ranks.
@@ -49,6 +66,8 @@ class EpochSampler(DistributedSampler):
             raise UserError(f"{size} training samples for {world_size} processes: use fewer devices or more data")
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         """Return this rank's number of draws, the same every epoch."""
@@ -61,6 +80,20 @@ class EpochSampler(DistributedSampler):
         entropy = (self.seed, self.epoch if self.shuffle else 0)
         # Halved, since torch takes seeds as signed 64-bit integers.
         seeds = np.random.SeedSequence(entropy).generate_state(self.size, np.uint64) >> np.uint64(1)
-        order = np.random.default_rng(entropy).permutation(self.size) if self.shuffle else np.arange(self.size)
+        order = self._shuffled(np.random.default_rng(entropy)) if self.shuffle else np.arange(self.size)
         for index in order[self.rank :: self.num_replicas][: len(self)].tolist():
             yield Draw(index, int(seeds[index]))
+
+    def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(self.size)
+        # Of all ranks together, since they draw in turn: their batches of one step are then equally long.
+        batch = self.batch_size * self.num_replicas
+        batches = self.size // batch
+        if self.lengths is None or batches < 2:
+            return order
+        # Few windows would give the same neighbours every epoch.
+        window = batch * min(_LONGEST_WINDOW, max(batches // _FEWEST_WINDOWS, 1))
+        full, rest = order[: batches * batch], order[batches * batch :]
+        windows = [full[start : start + window] for start in range(0, len(full), window)]
+        by_length = [part[np.argsort(self.lengths[part], kind="stable")] for part in windows]
+        return np.concatenate([rng.permutation(np.concatenate(by_length).reshape(batches, batch)).ravel(), rest])

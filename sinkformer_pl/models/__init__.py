@@ -2,8 +2,10 @@
 
 from sinkformer_pl.models.attention import MultiHeadAttention
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
-from sinkformer_pl.models.blocks import AttentionBlock
+from sinkformer_pl.models.blocks import AttentionBlock, TransformerEncoder
 from sinkformer_pl.models.set_transformer import ISAB, PMA, SAB, SetTransformer
+from sinkformer_pl.models.text_transformer import TextTransformer
+from sinkformer_pl.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "ISAB",
@@ -14,4 +16,7 @@ __all__ = [
     "BackboneFactory",
     "MultiHeadAttention",
     "SetTransformer",
+    "TextTransformer",
+    "TransformerEncoder",
+    "VisionTransformer",
 ]

@@ -1,6 +1,6 @@
 """Residual blocks of attention and a row-wise network."""
 
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 from torch import Tensor, nn
 
@@ -76,3 +76,52 @@ class AttentionBlock(nn.Module):
             return x
         x = x + self.dropout(self.mlp(self.mlp_norm(x) if pre else x))
         return x if pre else self.mlp_norm(x)
+
+
+class TransformerEncoder(nn.Module):
+    """A sequence attends to itself, block after block.
+
+    Args:
+        dim: width.
+        num_heads: heads of each attention.
+        normalization: makes the normalization of each attention.
+        depth: number of blocks.
+        block: arguments of each `AttentionBlock`. With `layer_norm="pre"` there is another layer norm after the last.
+
+    Raises:
+        ValueError: `depth` below 1, or an argument that the blocks refuse.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        normalization: NormalizationFactory,
+        *,
+        depth: int,
+        **block: Unpack[BlockOptions],
+    ) -> None:
+        super().__init__()
+        require_at_least(1, depth=depth)
+        require_at_least(0, mlp_dim=block["mlp_dim"])
+        self.blocks = nn.ModuleList(AttentionBlock(dim, num_heads, normalization, **block) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim) if block["layer_norm"] == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map x (B, N, dim), with the (B, N) bool mask of its real tokens, to a sequence of the same shape."""
+        # One tensor as both entries: a normalization may need to see that queries and keys are the same tokens.
+        both = None if mask is None else AttentionMask(mask, mask)
+        for block in self.blocks:
+            x = block(x, mask=both)
+        return self.norm(x)
+
+
+def require_at_least(least: int, **sizes: int) -> None:
+    """Refuse sizes below `least`, by the name that they are given under.
+
+    Raises:
+        ValueError: a size is below.
+    """
+    for name, value in sizes.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")

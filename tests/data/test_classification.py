@@ -113,6 +113,35 @@ def test_split_has_the_size_asked_for_and_depends_on_the_seed():
     assert not torch.equal(val, stratified_split(labels, val_fraction=400 / 2800, seed=1)[1])
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), max_size=80), st.floats(0.05, 0.9), st.integers(0, 99)
+)
+def test_a_split_never_divides_a_group(samples, val_fraction, seed):
+    labels = torch.tensor([label for label, _ in samples], dtype=torch.int64)
+    groups = [f"group {number}" for _, number in samples]
+    train, val = stratified_split(labels, val_fraction=val_fraction, seed=seed, groups=groups)
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(len(samples)))
+    assert not {groups[index] for index in train} & {groups[index] for index in val}
+    if samples:
+        assert len(train)
+    if len({group for (label, _), group in zip(samples, groups, strict=True) if label == samples[0][0]}) >= 2:
+        assert len(val)
+
+
+def test_a_split_of_groups_is_as_stratified_as_the_groups_allow_and_depends_on_the_seed():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (2000,), generator=rng)
+    groups = [str(number) for number in torch.randint(0, 300, (2000,), generator=rng).tolist()]
+    _, val = stratified_split(labels, val_fraction=0.2, seed=0, groups=groups)
+    shares = torch.bincount(labels[val], minlength=4) / torch.bincount(labels, minlength=4)
+    assert shares.sub(0.2).abs().max() < 0.01
+    assert torch.equal(val, stratified_split(labels, val_fraction=0.2, seed=0, groups=groups)[1])
+    assert not torch.equal(val, stratified_split(labels, val_fraction=0.2, seed=1, groups=groups)[1])
+    _, single = stratified_split(labels, val_fraction=0.2, seed=0, groups=[str(index) for index in range(2000)])
+    wanted = torch.bincount(labels) * 0.2
+    assert (torch.bincount(labels[single]) - wanted).abs().max() <= 0.5 + 1e-6
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

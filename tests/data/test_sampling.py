@@ -1,5 +1,6 @@
 """Draws: complete, equal across ranks, reproducible."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,3 +63,46 @@ def test_seeds_differ_between_samples_and_fit_into_torch():
 
 def test_another_seed_gives_another_order():
     assert draws(40, seed=1, shuffle=True) != draws(40, seed=2, shuffle=True)
+
+
+@given(st.integers(1, 120), seeds, epochs, worlds, st.integers(1, 6))
+def test_batches_of_similar_length_leave_the_draws_complete_and_the_ranks_equal(size, seed, epoch, world, batch_size):
+    if size < world:
+        return
+    lengths = np.random.default_rng(seed).integers(1, 50, size).tolist()
+    ranks = []
+    for rank in range(world):
+        sampler = EpochSampler(
+            size, seed=seed, shuffle=True, rank=rank, world_size=world, lengths=lengths, batch_size=batch_size
+        )
+        sampler.set_epoch(epoch)
+        ranks.append(list(sampler))
+        assert len(sampler) == len(ranks[-1]) == size // world
+        assert list(sampler) == ranks[-1]
+    drawn = [draw for rank in ranks for draw in rank]
+    assert len({draw.index for draw in drawn}) == size - size % world
+    # Which seed a sample gets depends on neither its length nor the ranks.
+    assert set(drawn) <= set(draws(size, seed=seed, epoch=epoch, shuffle=True)[0])
+
+
+def test_batches_are_of_similar_length_over_all_ranks_and_come_in_random_order():
+    lengths = np.random.default_rng(0).permutation(np.arange(6400))
+    batches = []
+    for rank in range(2):
+        sampler = EpochSampler(
+            6405, seed=0, shuffle=True, rank=rank, world_size=2, lengths=[*lengths, *[1] * 5], batch_size=16
+        )
+        order = [lengths[draw.index] if draw.index < 6400 else 1 for draw in sampler]
+        batches.append(np.array(order[: 200 * 16]).reshape(200, 16))
+    together = np.concatenate(batches, axis=1)
+    assert np.median(np.ptp(together, axis=1)) < 6400 / 40
+    means = together.mean(axis=1)
+    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.25
+    sampler.set_epoch(1)
+    neighbours = [draw.index for draw in sampler][:16]
+    assert max(len({*neighbours} & {*row}) for row in batches[1].tolist()) < 16
+
+
+def test_evaluation_stays_in_order_whatever_the_lengths():
+    sampler = EpochSampler(9, seed=0, shuffle=False, lengths=list(range(9, 0, -1)), batch_size=2)
+    assert [draw.index for draw in sampler] == list(range(9))

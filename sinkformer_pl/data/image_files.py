@@ -1,0 +1,132 @@
+"""Image files: decoding, and a look at all of them before training."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from sinkformer_pl.errors import UserError
+
+
+def decode_image(path: Path, channels: int) -> Tensor:
+    """Read an image, upright as its EXIF orientation says.
+
+    Palettes, CMYK and the like become grey or RGB. What is transparent is laid over white. Grey values of more than 8
+    bits are divided by the largest of 16 bits; of 16-bit colours Pillow reads the upper 8 bits.
+
+    Args:
+        path: a file of any format that Pillow reads.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        (channels, H, W), uint8, or float32 in [0, 1] where the file has more than 8 bits.
+
+    Raises:
+        UserError: not an image, one that is cut off, or less than 2 pixels high or wide.
+    """
+    # Broken bytes make Pillow's decoders raise nearly anything.
+    try:
+        with Image.open(path) as file:
+            _require_content(file, path)
+            image = ImageOps.exif_transpose(file)
+            pixels = _wide_grey(image) if image.mode[0] in "IF" else _eight_bits(image, channels)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    return pixels.expand(channels, -1, -1)
+
+
+def check_images(files: dict[str, Sequence[Path]]) -> None:
+    """Decode every file, photos at an eighth of their size: from 0.3 to 1 ms each.
+
+    Args:
+        files: the files of each part; those of "train" shouldn't be in another one.
+
+    Raises:
+        UserError: files that can't be decoded. Files of the same content as one in "train" are only warned about.
+    """
+    paths = [path for part in files.values() for path in part]
+    with ThreadPoolExecutor() as pool:
+        found = list(zip(paths, pool.map(_problem, paths), strict=True))
+    problems = [problem for _, problem in found if problem]
+    if len(problems) > 1:
+        others = [path for path, problem in found if problem][1:]
+        raise UserError(f"{problems[0]}; {len(others)} more can't be used: {_listed(others)}")
+    if problems:
+        raise UserError(problems[0])
+    contents = _contents(paths)
+    training = {contents[path]: path for path in reversed(files["train"])}
+    for part in (part for part in files if part != "train"):
+        copies = [path for path in files[part] if contents[path] in training]
+        if copies:
+            rank_zero_warn(
+                f"{len(copies)} of {len(files[part])} {part} files have the same content as a training file: "
+                f"{_listed([f'{path} = {training[contents[path]]}' for path in copies])}; remove them from one of both"
+            )
+
+
+def _require_content(image: Image.Image, path: Path) -> None:
+    if min(image.size) < 2:
+        raise UserError(f"{path}: an image of {image.width}x{image.height} pixels shows nothing; replace or remove it")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    cause = "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return UserError(f"{path}: can't be decoded ({' '.join(cause.split())}); replace or remove the file")
+
+
+def _wide_grey(image: Image.Image) -> Tensor:
+    values = np.asarray(image).astype(np.float32)
+    largest = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= largest):
+        raise ValueError(f"grey values outside of 0 to {largest}: save it with 8 or 16 bits")
+    return torch.from_numpy(values / largest)[None]
+
+
+def _eight_bits(image: Image.Image, channels: int) -> Tensor:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    return torch.from_numpy(np.array(image).reshape(image.height, image.width, channels)).permute(2, 0, 1)
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            photo = image.format in ("JPEG", "MPO")
+            if photo:
+                _require_content(image, path)
+                image.draft(None, (1, 1))
+                image.load()
+        if not photo:
+            decode_image(path, 3)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return str(_unreadable(path, error))
+    return None
+
+
+def _contents(paths: Sequence[Path]) -> dict[Path, tuple[int, bytes]]:
+    """Return what tells the content of a file: its size, and a hash where another has that size."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_size[path.stat().st_size].append(path)
+    return {
+        path: (size, hashlib.sha256(path.read_bytes()).digest() if len(group) > 1 else b"")
+        for size, group in by_size.items()
+        for path in group
+    }
+
+
+def _listed(names: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

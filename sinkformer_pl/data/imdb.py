@@ -1,0 +1,137 @@
+"""The Large Movie Review Dataset (Maas et al. 2011): its folder and its download."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sinkformer_pl.data.texts import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.errors import UserError
+
+URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
+CLASSES = ("neg", "pos")
+LAYOUT = "train/pos, train/neg, test/pos and test/neg, in it or in its folder aclImdb"
+
+
+class IMDb(TextData):
+    """Film reviews, good or bad, in the layout of the official archive.
+
+    Reviews are `train/pos/ID_RATING.txt` and so on, in `root` or in `root/aclImdb`. Where `train/urls_pos.txt` and
+    `train/urls_neg.txt` are there, whose line ID names the film of a review, no film has reviews both in training and
+    in validation.
+    """
+
+    def __init__(self, root: str | Path, *, download: bool = False, **kwargs: Any) -> None:
+        """Look for the folder; nothing is read.
+
+        Args:
+            root: the folder.
+            download: whether to fetch the official archive (80 MB) into `root` where that holds no reviews yet.
+            **kwargs: what `TextData` takes.
+
+        Raises:
+            UserError: no reviews and no download, or an argument out of its range.
+        """
+        self.root = Path(root)
+        self.download = download
+        super().__init__(CLASSES, **kwargs)
+        if not download:
+            self._folder()
+
+    @property
+    def origin(self) -> str:
+        """The folder, for messages about a review."""
+        return str(self.root)
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing; Lightning calls this in one process only."""
+        if self.download and not _is_complete(self.root) and not _is_complete(self.root / "aclImdb"):
+            fetch_imdb(self.root)
+
+    def load(self) -> TextSource:
+        """Read the reviews."""
+        folder = self._folder()
+        return TextSource(train=_read(folder, "train"), test=_read(folder, "test"))
+
+    def _folder(self) -> Path:
+        for folder in (self.root, self.root / "aclImdb"):
+            if _is_complete(folder):
+                return folder
+        if not self.root.exists():
+            raise UserError(f"{self.root}: no such folder; give data.root, or data.download=true")
+        raise UserError(f"{self.root}: no reviews; expected {LAYOUT}, or set data.download=true")
+
+
+def fetch_imdb(root: Path) -> None:
+    """Put the folder `root/aclImdb` there, from `root/aclImdb_v1.tar.gz` where that lies ready, else from the network.
+
+    The folder appears complete or not at all.
+
+    Raises:
+        UserError: no network, an archive with another checksum, or no permission to write.
+    """
+    archive = root / URL.rpartition("/")[2]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".aclImdb-") as folder:
+            source = archive if archive.exists() else _download(URL, Path(folder) / archive.name)
+            with source.open("rb") as file:
+                if (found := hashlib.file_digest(file, "md5").hexdigest()) != MD5:
+                    raise UserError(f"{archive}: its MD5 is {found}, not {MD5}: damaged or incomplete; put {URL} there")
+            _extract(source, Path(folder))
+            os.replace(Path(folder) / "aclImdb", root / "aclImdb")
+    except tarfile.TarError as error:
+        raise UserError(f"{archive}: cannot be unpacked ({error}); put {URL} there") from None
+    except (OSError, EOFError, http.client.HTTPException) as error:
+        raise UserError(f"{root}: cannot fetch the reviews ({error}); put {URL} there as {archive.name}") from None
+
+
+def _download(url: str, target: Path) -> Path:
+    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
+        shutil.copyfileobj(response, file)
+    return target
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Extract an archive, of which the filter refuses every member that leaves the folder."""
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / part / name).is_dir() for part in ("train", "test") for name in CLASSES)
+
+
+def _read(folder: Path, part: str) -> Texts:
+    texts: list[str] = []
+    targets: list[int] = []
+    names: list[str] = []
+    films: list[str] | None = []
+    for target, name in enumerate(CLASSES):
+        files = sorted(file for file in (folder / part / name).glob("*.txt") if not file.name.startswith("."))
+        urls = folder / part / f"urls_{name}.txt"
+        lines = read_lines(urls) if urls.is_file() else None
+        if lines is None:
+            films = None
+        for file in files:
+            texts.append(read_utf8(file))
+            targets.append(target)
+            names.append(file.relative_to(folder).with_suffix("").as_posix())
+            if films is not None and lines is not None:
+                films.append(_film(file, lines, urls))
+    return Texts(texts, torch.tensor(targets, dtype=torch.int64), names, films)
+
+
+def _film(file: Path, lines: list[str], urls: Path) -> str:
+    number = file.name.partition("_")[0]
+    if not (number.isdecimal() and int(number) < len(lines)):
+        raise UserError(f"{file}: no line of {urls} names its film; name it ID_RATING.txt, or remove {urls.name}")
+    return lines[int(number)]

@@ -1,0 +1,261 @@
+"""Texts from the user's files: tables with a column of labels, and files of lines."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from sinkformer_pl.data.texts import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.errors import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+LINES_LAYOUT = "train_*, val_* and test_* (text.txt and labels.txt each) and mapping.txt"
+
+
+class _Row(NamedTuple):
+    line: int
+    cells: dict[str, Any]
+
+
+class TextTable(TextData):
+    """Tables with a text and its label in each row, one file for each split.
+
+    `.csv`: the first row names the columns; quoted as spreadsheets do. `.tsv`: the same with tabs, in which quotes
+    are letters like any other. `.jsonl`: an object in each line. Blank lines are skipped. Labels are names: the
+    classes are the training table's, sorted (as numbers where all are).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train: str = "train.csv",
+        test: str = "test.csv",
+        val: str | None = None,
+        text: str = "text",
+        label: str = "label",
+        group: str | None = None,
+        classes: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Learn the classes from the training table, unless they are given.
+
+        Args:
+            root: the folder of the tables.
+            train: name of the training table.
+            test: name of the test table.
+            val: name of the validation table; None to divide validation from training.
+            text: column of the texts.
+            label: column of the labels.
+            group: column of what rows have in common; no such group is divided between training and validation.
+            classes: class names, to give their order or to have more than the training table has.
+            **kwargs: what `TextData` takes.
+
+        Raises:
+            UserError: a table that can't be read, a missing column, or an argument out of its range.
+        """
+        self.root = Path(root)
+        self.train, self.test, self.val = train, test, val
+        self.text, self.label, self.group = text, label, group
+        super().__init__(self._find_classes() if classes is None else classes, **kwargs)
+        if val is not None and group is not None:
+            raise UserError(f"data.group is {group}, but data.val is given: nothing is left to divide; leave one out")
+
+    @property
+    def origin(self) -> str:
+        """The folder, for messages about a text."""
+        return str(self.root)
+
+    def load(self) -> TextSource:
+        """Read the tables."""
+        return TextSource(
+            train=self._texts(self.train),
+            test=self._texts(self.test),
+            val=None if self.val is None else self._texts(self.val),
+        )
+
+    def _find_classes(self) -> list[str]:
+        path = self.root / self.train
+        labels = {_label(row, self.label, path) for row in _read_table(path, [self.text, self.label])}
+        return sorted(labels, key=int) if all(map(_is_number, labels)) else sorted(labels)
+
+    def _texts(self, name: str) -> Texts:
+        path = self.root / name
+        group = self.group if name == self.train else None
+        rows = _read_table(path, [self.text, self.label, *([] if group is None else [group])])
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        texts, targets = [], []
+        for row in rows:
+            text, label = row.cells[self.text], _label(row, self.label, path)
+            if not isinstance(text, str):
+                raise UserError(f"{path}, line {row.line}: column {self.text} has no text; give one or remove the line")
+            if label not in numbers:
+                raise UserError(
+                    f"{path}, line {row.line}: column {self.label} has {label!r}, which is no class; the classes are "
+                    f"{', '.join(self.classes[:10])}{', ...' if self.num_classes > 10 else ''}: correct it, or give "
+                    "data.classes"
+                )
+            texts.append(text)
+            targets.append(numbers[label])
+        return Texts(
+            texts=texts,
+            targets=torch.tensor(targets, dtype=torch.int64),
+            names=[f"{name}:{row.line}" for row in rows],
+            groups=None if group is None else [_plain(row.cells[group]) for row in rows],
+        )
+
+
+class TextLines(TextData):
+    """Files of lines in the layout of TweetEval.
+
+    `mapping.txt` has a number, a tab and a class name in each line; `train_text.txt` a text in each line, and
+    `train_labels.txt` its class's number; `val_*` and `test_*` the same. Without `val_*`, validation is divided from
+    training; without `test_*`, `val_*` is the test, and validation is divided from training.
+    """
+
+    def __init__(self, root: str | Path, **kwargs: Any) -> None:
+        """Read the class names.
+
+        Args:
+            root: the folder.
+            **kwargs: what `TextData` takes.
+
+        Raises:
+            UserError: files that are missing or broken, or an argument out of its range.
+        """
+        self.root = Path(root)
+        super().__init__(_read_mapping(self.root / "mapping.txt"), **kwargs)
+
+    @property
+    def origin(self) -> str:
+        """The folder, for messages about a text."""
+        return str(self.root)
+
+    def load(self) -> TextSource:
+        """Read the files."""
+        present = {part for part in ("val", "test") if (self.root / f"{part}_text.txt").exists()}
+        if not present:
+            raise UserError(f"{self.root}: neither test_text.txt nor val_text.txt; expected {LINES_LAYOUT}")
+        train = self._texts("train")
+        if "test" not in present:
+            rank_zero_warn(f"{self.root}: no test_text.txt; val_text.txt is the test, validation is part of training")
+            return TextSource(train, test=self._texts("val"))
+        return TextSource(train, test=self._texts("test"), val=self._texts("val") if "val" in present else None)
+
+    def _texts(self, part: str) -> Texts:
+        text_path, label_path = self.root / f"{part}_text.txt", self.root / f"{part}_labels.txt"
+        texts, labels = read_lines(text_path), read_lines(label_path)
+        if len(texts) != len(labels):
+            longer = text_path if len(texts) > len(labels) else label_path
+            raise UserError(
+                f"{text_path} has {len(texts)} lines and {label_path.name} {len(labels)}: line "
+                f"{min(len(texts), len(labels)) + 1} of {longer.name} has no counterpart; give each text one label"
+            )
+        targets = []
+        for line, label in enumerate(labels, 1):
+            if not (_is_number(label) and 0 <= int(label) < self.num_classes):
+                raise UserError(
+                    f"{label_path}, line {line}: label {label[:40]!r}; give a number of mapping.txt, "
+                    f"0 to {self.num_classes - 1}"
+                )
+            targets.append(int(label))
+        names = [f"{text_path.name}:{line}" for line in range(1, len(texts) + 1)]
+        return Texts(texts, torch.tensor(targets, dtype=torch.int64), names)
+
+
+def _read_mapping(path: Path) -> list[str]:
+    classes: dict[int, str] = {}
+    for line, content in enumerate(read_lines(path), 1):
+        number, *names = content.split("\t")
+        if not (names and names[0] and _is_number(number)):
+            raise UserError(f"{path}, line {line}: {content[:40]!r}; give a number, a tab and a class name")
+        if int(number) in classes:
+            raise UserError(f"{path}, line {line}: number {number} stands there twice; give each class its own")
+        classes[int(number)] = names[0]
+    if sorted(classes) != list(range(len(classes))):
+        raise UserError(f"{path}: the numbers are {sorted(classes)}; number the classes from 0 on without a gap")
+    return [classes[number] for number in range(len(classes))]
+
+
+def _is_number(label: str) -> bool:
+    return label.strip().removeprefix("-").isdecimal() and label.isascii()
+
+
+def _plain(cell: Any) -> str:
+    return cell if isinstance(cell, str) else json.dumps(cell)
+
+
+def _label(row: _Row, column: str, path: Path) -> str:
+    cell = row.cells[column]
+    if cell is None or cell == "" or isinstance(cell, (dict, list)):
+        raise UserError(f"{path}, line {row.line}: column {column} has no label; give one or remove the line")
+    return _plain(cell)
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> list[_Row]:
+    """Read the rows of a table that has all of `columns`."""
+    if path.suffix not in TABLE_SUFFIXES:
+        raise UserError(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}; give such a table")
+    rows = list(_json_rows(path, columns) if path.suffix == ".jsonl" else _csv_rows(path, columns))
+    if not rows:
+        raise UserError(f"{path}: no rows; give a table with texts")
+    return rows
+
+
+def _require(columns: Sequence[str], present: Sequence[str], where: str) -> None:
+    for column in columns:
+        if present.count(column) != 1:
+            cause = "no column" if column not in present else "more than one column"
+            raise UserError(
+                f"{where}: {cause} {column}; it has {', '.join(present)}: name the columns by data.text, data.label "
+                "and data.group"
+            )
+
+
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
+    # "\n" alone ends a line, as for the other kinds of files; the reader takes care of those inside of quotes.
+    lines = (line + "\n" for line in read_utf8(path).split("\n"))
+    if path.suffix == ".tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(lines, strict=True)
+    limit = csv.field_size_limit(sys.maxsize)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if header is None:
+                header = cells
+                _require(columns, header, f"{path}, line {line}")
+            elif len(cells) not in (0, len(header)):
+                raise UserError(
+                    f"{path}, line {line}: {len(cells)} columns, but line 1 names {len(header)}; put texts with "
+                    "separators in them into quotes"
+                )
+            elif cells:
+                yield _Row(line, dict(zip(header, cells, strict=True)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: {error}; repair the row's quotes") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
+    for line, content in enumerate(read_lines(path), 1):
+        if not content.strip():
+            continue
+        try:
+            cells = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            cause = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"{path}, line {line}: no JSON ({cause}); give one object a line") from None
+        if not isinstance(cells, dict):
+            raise UserError(f"{path}, line {line}: a {type(cells).__name__}; give one object a line")
+        _require(columns, list(cells), f"{path}, line {line}")
+        yield _Row(line, cells)

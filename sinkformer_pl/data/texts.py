@@ -1,0 +1,307 @@
+"""What every source of texts shares: checks, the split, the tokenizer, truncation, batches of similar length."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sinkformer_pl.data.classification import (
+    ClassificationData,
+    LabelledDataset,
+    Sample,
+    Split,
+    stratified_split,
+)
+from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.tokenizer import SMALLEST_VOCABULARY, Encoded, encode, head, load_tokenizer, train_tokenizer
+from sinkformer_pl.errors import UserError
+
+
+class Texts(NamedTuple):
+    """Labelled texts.
+
+    Attributes:
+        texts: n texts.
+        targets: (n,) int64 class indices.
+        names: n names, for prediction files and messages: a file, or a file and a line.
+        groups: n names of what texts have in common beside their class; a group is never divided between training
+            and validation. None for no groups; equal texts stay together then.
+    """
+
+    texts: Sequence[str]
+    targets: Tensor
+    names: Sequence[str]
+    groups: Sequence[str] | None = None
+
+    def subset(self, chosen: Tensor) -> "Texts":
+        """Return some of the texts, by their indices."""
+        indices: list[int] = chosen.tolist()
+        groups = None if self.groups is None else [self.groups[index] for index in indices]
+        return Texts(
+            [self.texts[index] for index in indices],
+            self.targets[chosen],
+            [self.names[index] for index in indices],
+            groups,
+        )
+
+
+class TextSource(NamedTuple):
+    """Everything that a source has; validation texts are divided from the training texts where it has none."""
+
+    train: Texts
+    test: Texts
+    val: Texts | None = None
+
+
+class TextDataset(LabelledDataset):
+    """One split of texts; the inputs are (N,) int64 token numbers, 1 <= N <= max_length.
+
+    Attributes:
+        texts: the texts.
+    """
+
+    def __init__(
+        self, texts: Texts, split: Split, tokenizer: Callable[[], Tokenizer], *, max_length: int, similar: bool
+    ) -> None:
+        """Keep the texts; they are encoded when the first of them is asked for.
+
+        Args:
+            texts: the split's.
+            split: its name, for messages.
+            tokenizer: returns the tokenizer, which a checkpoint may still replace.
+            max_length: tokens kept of each text.
+            similar: whether training batches are of texts of similar length.
+        """
+        super().__init__(texts.targets, texts.names)
+        self.texts = texts.texts
+        self.split = split
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.similar = similar
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """All texts' tokens; says how many texts were cut."""
+        encoded = encode(self.tokenizer(), self.texts, max_length=self.max_length)
+        if encoded.cut:
+            rank_zero_info(
+                f"{encoded.cut} of {len(self.texts)} {self.split} texts were cut at {self.max_length} tokens "
+                "(data.max_length)"
+            )
+        return encoded
+
+    @cached_property
+    def _starts(self) -> Any:
+        return self.encoded.lengths.cumsum() - self.encoded.lengths
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Numbers of tokens, where training batches are to be of similar length."""
+        return self.encoded.lengths.tolist() if self.similar else None
+
+    def inputs(self, draw: Draw) -> Tensor:
+        """Return one text's tokens."""
+        start = self._starts[draw.index]
+        tokens = self.encoded.tokens[start : start + self.encoded.lengths[draw.index]]
+        return torch.from_numpy(tokens.astype("int64"))
+
+    def forget(self) -> None:
+        """Encode anew when next asked."""
+        self.__dict__.pop("encoded", None)
+        self.__dict__.pop("_starts", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a loader process needs: tokens, neither the texts nor the tokenizer."""
+        return {"encoded": self.encoded, **self.__dict__, "texts": (), "tokenizer": None}
+
+
+class TextData(ClassificationData, ABC):
+    """Base of all texts: a subclass passes its class names to `__init__` and writes `load`.
+
+    Texts become numbers by byte-level byte-pair encoding, learnt from the training split alone; 0 is padding. The
+    tokenizer is kept in checkpoints, as text, and the one of a checkpoint is used when its model is evaluated or
+    trained on (`state_dict`, `load_state_dict`). Of each text the first `max_length` tokens are kept, and at most 16
+    characters for each of them are looked at; how many were cut is said once for each split.
+
+    Attributes:
+        vocab_size: most token numbers, hence the rows of an embedding; known right after construction.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        max_length: int = 256,
+        vocab_size: int = 8000,
+        lowercase: bool = False,
+        similar_lengths: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Check the arguments.
+
+        Args:
+            classes: class names in the order of their indices.
+            max_length: tokens that are kept of a text, 1 or more.
+            vocab_size: most token numbers, padding and the 256 bytes among them, 257 or more.
+            lowercase: whether case is dropped.
+            similar_lengths: whether a training batch holds texts of similar length, so that less is padded.
+            **kwargs: what `ClassificationData` takes.
+
+        Raises:
+            UserError: an argument out of its range.
+        """
+        super().__init__(classes, **kwargs)
+        for name, value, least in (("max_length", max_length, 1), ("vocab_size", vocab_size, SMALLEST_VOCABULARY)):
+            if value < least:
+                raise UserError(f"data.{name} is {value}: give {least} or more")
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.lowercase = lowercase
+        self.similar_lengths = similar_lengths
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where the texts come from, for messages about one of them."""
+        return type(self).__name__
+
+    @abstractmethod
+    def load(self) -> TextSource:
+        """Read all texts."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a checkpoint, else one learnt from the training split; after `setup`."""
+        if self._tokenizer is None:
+            train = self.datasets["train"]
+            assert isinstance(train, TextDataset)
+            self._tokenizer = train_tokenizer(
+                (head(text, self.max_length) for text in train.texts),
+                vocab_size=self.vocab_size,
+                lowercase=self.lowercase,
+            )
+        return self._tokenizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokenizer as text, and what it was made with; nothing before `setup`."""
+        if self._tokenizer is None and not self.datasets:
+            return {}
+        return {"tokenizer": self.tokenizer.to_str(), "vocab_size": self.vocab_size, "lowercase": self.lowercase}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the tokenizer of a checkpoint, whether the texts are read already or not.
+
+        Raises:
+            UserError: no tokenizer, or one that can't be read.
+        """
+        if not isinstance(saved := state_dict.get("tokenizer"), str):
+            raise UserError("the checkpoint has no tokenizer: give one of a model that was trained on texts")
+        self._tokenizer = load_tokenizer(saved)
+        for name in ("vocab_size", "lowercase"):
+            if name in state_dict and state_dict[name] != getattr(self, name):
+                rank_zero_warn(
+                    f"data.{name} is {getattr(self, name)}, but the checkpoint's tokenizer, made with "
+                    f"{state_dict[name]}, is used"
+                )
+                setattr(self, name, state_dict[name])
+        for dataset in self.datasets.values():
+            assert isinstance(dataset, TextDataset)
+            dataset.forget()
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the tokenizer of a checkpoint, whatever class of texts it was trained on.
+
+        Raises:
+            UserError: it has none.
+        """
+        states = (state for state in checkpoint.values() if isinstance(state, Mapping))
+        self.load_state_dict(next((dict(state) for state in states if isinstance(state.get("tokenizer"), str)), {}))
+
+    def make_datasets(self) -> dict[Split, LabelledDataset]:
+        """Read, check and divide the texts.
+
+        Raises:
+            UserError: an empty text, or one with characters that no text has.
+        """
+        train, test, val = self.load()
+        for part in (train, test, val):
+            if part is not None:
+                self._check(part)
+        if val is None:
+            groups = train.texts if train.groups is None else train.groups
+            chosen = stratified_split(train.targets, val_fraction=self.val_fraction, seed=self.seed, groups=groups)
+            train, val = (train.subset(part) for part in chosen)
+        known = set(train.texts)
+        for name, part in (("val", val), ("test", test)):
+            if repeated := sum(text in known for text in part.texts):
+                rank_zero_warn(
+                    f"{self.origin}: {repeated} of {len(part.texts)} {name} texts are also among the training texts"
+                )
+        return {
+            "train": self._dataset(train, "train"),
+            "val": self._dataset(val, "val"),
+            "test": self._dataset(test, "test"),
+        }
+
+    def _loader(self, split: Split) -> DataLoader[Sample]:
+        dataset = self.datasets[split]
+        assert isinstance(dataset, TextDataset)
+        # Here, rather than in each of the loader's processes.
+        dataset.encoded  # noqa: B018
+        return super()._loader(split)
+
+    def _dataset(self, texts: Texts, split: Split) -> TextDataset:
+        return TextDataset(
+            texts, split, lambda: self.tokenizer, max_length=self.max_length, similar=self.similar_lengths
+        )
+
+    def _check(self, texts: Texts) -> None:
+        for text, name in zip(texts.texts, texts.names, strict=True):
+            if not text.strip():
+                raise UserError(f"{self.origin}: {name} is an empty text; fill or remove it")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{self.origin}: {name} has half of a surrogate pair at character {error.start}; repair it"
+                ) from None
+
+
+def read_utf8(path: Path) -> str:
+    r"""Read a text file; a byte order mark is dropped, "\r\n" stays.
+
+    Raises:
+        UserError: no such file, one that can't be read, or bytes that aren't UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}: not UTF-8 at byte {error.start}, line {line} (0x{content[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""Read the lines of a text file; "\n" and "\r\n" end a line, and no other character does.
+
+    Raises:
+        UserError: as `read_utf8`.
+    """
+    lines = read_utf8(path).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]

@@ -1,0 +1,54 @@
+"""What tells a transformer the order of its tokens."""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from torch import Tensor, nn
+
+
+def token_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Positions of tokens (B, N), counted from the first real one of each sequence, which is 0.
+
+    Args:
+        tokens: (B, N, ...); its sizes and device alone matter.
+        mask: (B, N) bool of real tokens, padded on whichever side; None when every token is real.
+
+    Returns:
+        int64, (B, N) or (1, N), below N, at padded places too.
+    """
+    if mask is None:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector for each position from 0 to max_length - 1, drawn from a normal distribution of 0.02."""
+
+    def __init__(self, max_length: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(max_length, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Vectors (..., dim) of int64 positions (...)."""
+        return F.embedding(positions, self.table)
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of the position, at wavelengths from 2 pi to 20000 pi, in turn; nothing is learned.
+
+    References:
+        Vaswani et al. 2017 (vaswani2017attention), section 3.5.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Vectors (..., dim) float32 of int64 positions (...)."""
+        # Not a buffer, which a network in half precision would round.
+        even = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32)
+        angles = positions[..., None] * torch.exp(even * (-math.log(10000.0) / self.dim))
+        return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)[..., : self.dim]

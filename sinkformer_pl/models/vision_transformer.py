@@ -1,0 +1,128 @@
+"""Vision Transformer: an image as a sequence of patches."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.models.attention import Temperature
+from sinkformer_pl.models.backbone import Backbone
+from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
+from sinkformer_pl.models.pooling import ClassToken, pool
+from sinkformer_pl.normalizations.base import NormalizationFactory
+
+ImagePooling = Literal["cls", "mean"]
+
+
+class VisionTransformer(Backbone):
+    """Vision Transformer (Dosovitskiy et al. 2021): cut the image into patches, embed them, attend, pool.
+
+    Positions are learned. The same network for every normalization, those included that need square scores. With
+    `depth=1, num_heads=1, mlp_dim=0, dim=128, channels=1` it has the form of the attention-only network of the MNIST
+    study of Sander et al. 2022 (sander2022sinkformers): one attention over the layer-normalized tokens, a residual, a
+    layer norm, the class token. In their code the head is 64 wide, queries, keys and values have no biases, and the
+    class token and the positions start from a standard normal distribution; here the head has all of `dim`, there are
+    biases, and they start from a normal distribution of 0.02.
+
+    Args:
+        normalization: makes the normalization of each attention layer.
+        image_size: side of the images in pixels, or (height, width).
+        patch_size: side of the square patches in pixels; divides height and width.
+        channels: of the images.
+        dim: width.
+        num_heads: heads of each attention layer; divides `dim`.
+        depth: number of attention blocks.
+        mlp_dim: hidden width of the row-wise networks; None is 4 `dim`, 0 leaves them out.
+        dropout: share dropped after the positions are added and inside the blocks.
+        layer_norm: where the blocks have their layer norms; "pre" has another one before the pooling.
+        temperature: divides the scores of each attention layer: a positive number, or "learned", one for each head.
+        pooling: "cls", the final state of a learned token beside the patches; "mean" over all patches, which are then
+            all tokens there are.
+
+    Raises:
+        ValueError: a patch that doesn't divide the image; a size out of range; heads that don't divide the width; a
+            temperature that isn't positive; an unknown pooling or place of the layer norms.
+    """
+
+    def __init__(
+        self,
+        normalization: NormalizationFactory,
+        image_size: int | tuple[int, int] = 28,
+        patch_size: int = 4,
+        channels: int = 3,
+        dim: int = 64,
+        num_heads: int = 4,
+        depth: int = 4,
+        mlp_dim: int | None = None,
+        dropout: float = 0.0,
+        layer_norm: LayerNormPlace = "pre",
+        temperature: Temperature = 1.0,
+        pooling: ImagePooling = "cls",
+    ) -> None:
+        super().__init__()
+        height, width = _height_and_width(image_size)
+        require_at_least(1, image_size=min(height, width), patch_size=patch_size, channels=channels, dim=dim)
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"patch_size={patch_size} must divide the image size, {height} x {width}: take another patch size, or "
+                "resize the images"
+            )
+        if pooling not in get_args(ImagePooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(ImagePooling))}, got {pooling!r}")
+        mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
+        self.out_dim = dim
+        self.image_shape = (channels, height, width)
+        self.pooling: ImagePooling = pooling
+        patches = (height // patch_size) * (width // patch_size)
+        self.embed = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.class_token = ClassToken(dim) if pooling == "cls" else None
+        self.positions = nn.Parameter(torch.empty(patches + (pooling == "cls"), dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)
+        self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map images (B, channels, height, width) float to features (B, dim).
+
+        Raises:
+            UserError: images of another size, number of channels or dtype than the network was built for; a mask, since
+                no part of an image is padding.
+        """
+        self._check(inputs, mask)
+        x = self.embed(inputs).flatten(2).mT
+        if self.class_token is not None:
+            x, _ = self.class_token(x)
+        x = self.encoder(self.dropout(x + self.positions))
+        return pool(x, None, self.pooling)
+
+    def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
+        if inputs.ndim != 4 or not inputs.is_floating_point():
+            raise UserError(
+                f"VisionTransformer takes images (batch, channels, height, width) of a float dtype, got shape "
+                f"{tuple(inputs.shape)} of {inputs.dtype}: choose another data module, or another model.backbone"
+            )
+        if tuple(inputs.shape[1:]) != self.image_shape:
+            channels, height, width = inputs.shape[1:]
+            built = " x ".join(map(str, self.image_shape))
+            raise UserError(
+                f"images are {channels} x {height} x {width} (channels x height x width), but the network takes "
+                f"{built}: set model.backbone.channels to {channels} and model.backbone.image_size to "
+                f"[{height}, {width}], or have the data convert its images"
+            )
+        if mask is not None:
+            raise UserError(
+                "VisionTransformer takes no mask, no part of an image being padding: have the data give images of one "
+                "size"
+            )
+
+
+def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(image_size, int):
+        return image_size, image_size
+    if len(image_size) != 2:
+        raise ValueError(f"image_size must be a number of pixels or (height, width), got {image_size!r}")
+    height, width = image_size
+    return height, width
