@@ -14,7 +14,7 @@ import yaml
     ("flags", "expected"),
     [
         (["--model.normalization", "Sinkhrn"], ["Sinkhrn", "did you mean Sinkhorn?", "Softmax"]),
-        (["--model.normalization", "no.such.Thing"], ["no.such.Thing", "Sinkhorn, Softmax"]),
+        (["--model.normalization", "no.such.Thing"], ["no.such.Thing", "Sinkhorn, SlicedTransport", "Softmax"]),
         (["--model.normalization", "torch.nn.Linear"], ["torch.nn.Linear", "AttentionNormalization"]),
         (["--model.normalization", "ScoreNormalization"], ["ScoreNormalization", "abstract"]),
         (["--model.normalization.n_itres", "3"], ["n_itres", "did you mean n_iters?"]),
