@@ -38,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _dispatch(argv)
     except (UserError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_own_words(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _own_words(error: Exception) -> str:
+    """The message without the traceback that a loader's worker process puts around it."""
+    text = str(error)
+    return text.rpartition("UserError: ")[2].strip() if text.startswith("Caught UserError in DataLoader") else text
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention import Temperature
 from sinkformer_pl.models.backbone import Backbone
-from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace
+from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace, require_at_least
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops.mask import AttentionMask
@@ -139,15 +139,8 @@ class SetTransformer(Backbone):
         pooling: NormalizationFactory = Softmax,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("in_features", in_features, 1),
-            ("dim", dim, 1),
-            ("depth", depth, 1),
-            ("inducing_points", inducing_points, 0),
-            ("mlp_dim", mlp_dim or 0, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        require_at_least(1, in_features=in_features, dim=dim, depth=depth)
+        require_at_least(0, inducing_points=inducing_points, mlp_dim=mlp_dim or 0)
         mlp_dim = dim if mlp_dim is None else mlp_dim
         pool = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=1.0)
         block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)

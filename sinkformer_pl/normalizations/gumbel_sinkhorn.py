@@ -9,9 +9,9 @@ from torch import Tensor
 from sinkformer_pl import ops
 from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.normalizations.sinkhorn import odd_half_steps
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32
+from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 
 @register
@@ -47,7 +47,8 @@ class GumbelSinkhorn(ScoreNormalization):
                 f"GumbelSinkhorn: noise_temperature must be a positive number, got {noise_temperature!r}; as it goes "
                 "to 0 weights become a permutation"
             )
-        self.n_iters = odd_half_steps(n_iters, self)
+        require_odd_half_steps(n_iters, of=type(self).__name__)
+        self.n_iters = n_iters
         self.noise_temperature = noise_temperature
         if n_iters == 1:
             self.guarantees = replace(self.guarantees, unit_columns=False)

@@ -8,6 +8,7 @@ from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.low_rank_sinkhorn import LowRankPlan, low_rank_sinkhorn
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
+from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 
 @register
@@ -39,11 +40,7 @@ class LowRankSinkhorn(AttentionNormalization):
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
             raise ValueError(f"LowRankSinkhorn: rank must be an integer of at least 2, got {rank!r}")
-        if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 3 or n_iters % 2 == 0:
-            raise ValueError(
-                "LowRankSinkhorn: n_iters counts half-steps and must end on rows: use an odd number of at least 3, got "
-                f"{n_iters!r}"
-            )
+        require_odd_half_steps(n_iters, least=3, of=type(self).__name__)
         self.rank = rank
         self.n_iters = n_iters
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sinkformer_pl import ops
 from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.normalizations.sinkhorn import odd_half_steps
 from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 
 @register
@@ -44,7 +44,8 @@ class SemiUnbalancedSinkhorn(ScoreNormalization):
             raise ValueError(f"SemiUnbalancedSinkhorn: rho must be a number in [0, inf], got {rho!r}")
         if learned and not 0 < rho < math.inf:
             raise ValueError(f"SemiUnbalancedSinkhorn: a learned rho starts above 0 and below inf, got {rho!r}")
-        self.n_iters = odd_half_steps(n_iters, self)
+        require_odd_half_steps(n_iters, of=type(self).__name__)
+        self.n_iters = n_iters
         if learned and n_iters == 1:
             raise ValueError("SemiUnbalancedSinkhorn: n_iters=1 has no column step to learn rho from: use 3 or more")
         self.rho = rho

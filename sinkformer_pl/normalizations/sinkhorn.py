@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinkformer_pl import ops
 from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 
 @register
@@ -30,7 +31,8 @@ class Sinkhorn(ScoreNormalization):
 
     def __init__(self, n_iters: int = 3) -> None:
         super().__init__()
-        self.n_iters = odd_half_steps(n_iters, self)
+        require_odd_half_steps(n_iters, of=type(self).__name__)
+        self.n_iters = n_iters
         if n_iters == 1:
             self.guarantees = replace(self.guarantees, unit_columns=False)
 
@@ -54,11 +56,3 @@ class Sinkhorn(ScoreNormalization):
     def extra_repr(self) -> str:
         """Shown by `print(model)`."""
         return f"n_iters={self.n_iters}"
-
-
-def odd_half_steps(n_iters: int, module: nn.Module) -> int:
-    """The number of half-steps itself, rows first, if it ends on rows; else a ValueError in the name of the module."""
-    if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1 or n_iters % 2 == 0:
-        name = type(module).__name__
-        raise ValueError(f"{name}: n_iters counts half-steps and must end on rows: use an odd number, got {n_iters!r}")
-    return n_iters

@@ -140,7 +140,7 @@ class Kernel:
             dq: (L, R, D).
             dk: (N, K, D).
             dbias: (L, R, K) or None.
-            first: whether to overwrite what the last three hold instead.
+            first: whether what dq, dk and dbias hold is undefined, and to be overwritten.
         """
         columns, products = self._for_lanes(right).mT, _FromLeft(self, dk, add=not first)
         for rows, z in self._made():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
-from sinkformer_pl.ops.sinkhorn import sinkhorn
+from sinkformer_pl.ops.sinkhorn import require_odd_half_steps, sinkhorn
 
 
 class LowRankPlan(NamedTuple):
@@ -60,8 +60,7 @@ def low_rank_sinkhorn(
     References:
         Shahbazi et al. 2025 (shahbazi2025lotformer).
     """
-    if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < 1 or n_iters % 2 == 0:
-        raise ValueError(f"n_iters counts half-steps and must end on rows: use an odd number, got {n_iters!r}")
+    require_odd_half_steps(n_iters)
     heads, width = q.shape[1], q.shape[-1]
     if pivots.ndim != 3 or pivots.shape[::2] != (heads, width) or masses.shape != pivots.shape[:2]:
         raise ValueError(

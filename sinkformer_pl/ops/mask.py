@@ -1,6 +1,6 @@
 """Which queries and keys of each sample are real, and which pairs of them may meet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,21 @@ class AttentionMask:
                 f"AttentionMask.pairs {tuple(self.pairs.shape)} doesn't broadcast to scores {tuple(scores.shape)}"
             )
         return allowed & self.pairs
+
+    def keys_met(self, scores: Tensor) -> Tensor | None:
+        """Which keys a query may meet if it is real: bool, broadcastable to scores (..., Q, K); None is all."""
+        if self.pairs is not None:
+            return replace(self, query=None).allowed(scores)
+        return None if self.key is None else self.key_row(scores)
+
+    def num_keys(self, scores: Tensor) -> Tensor:
+        """How many keys a query may meet, at least 1; padding doesn't count, under `pairs` each query has its own.
+
+        Broadcastable to (..., Q, 1) for scores (..., Q, K), in at least float32; of no meaning at a padded query.
+        """
+        met = self.keys_met(scores)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        return (self.key_row(scores) if met is None else met).sum(-1, keepdim=True).clamp(min=1).to(dtype)
 
 
 def causal_pairs(queries: int, keys: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from torch import Tensor
 
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
-from sinkformer_pl.ops.softmax import num_keys
 
 
 def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | None = None) -> Tensor:
@@ -26,7 +25,7 @@ def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | 
     """
     mask = mask or AttentionMask()
     with no_autocast(scores):
-        shift = -num_keys(scores, mask).log() if bias is None else bias
+        shift = -mask.num_keys(scores).log() if bias is None else bias
         weights = (at_least_float32(scores) + shift).sigmoid()
         return weights.where(mask.allowed(scores), 0.0).to(scores.dtype)
 
@@ -47,5 +46,5 @@ def relu(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
     """
     mask = mask or AttentionMask()
     with no_autocast(scores):
-        weights = at_least_float32(scores).where(mask.allowed(scores), 0.0).relu() / num_keys(scores, mask)
+        weights = at_least_float32(scores).where(mask.allowed(scores), 0.0).relu() / mask.num_keys(scores)
         return weights.to(scores.dtype)

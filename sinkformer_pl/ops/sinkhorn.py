@@ -155,6 +155,15 @@ def require_half_steps(n_iters: int) -> None:
         raise ValueError(f"n_iters must be an integer of at least 1 (1 is softmax), got {n_iters!r}")
 
 
+def require_odd_half_steps(n_iters: int, *, least: int = 1, of: str = "") -> None:
+    """Raise a ValueError, with the name `of` what they belong to, unless `n_iters` is odd and at least `least`."""
+    if isinstance(n_iters, bool) or not isinstance(n_iters, int) or n_iters < least or n_iters % 2 == 0:
+        whose, at_least = f"{of}: " * bool(of), f" of at least {least}" * (least > 1)
+        raise ValueError(
+            f"{whose}n_iters counts half-steps and must end on rows: use an odd number{at_least}, got {n_iters!r}"
+        )
+
+
 def require_lam(lam: float | Tensor) -> None:
     """Raise a ValueError if `lam` is a number outside of [0, 1]."""
     if not isinstance(lam, Tensor) and not 0 <= lam <= 1:

@@ -1,8 +1,5 @@
 """Row softmax under a mask, attention with it through PyTorch's fused operator, and its relatives."""
 
-from dataclasses import replace
-
-import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor
 
@@ -72,7 +69,7 @@ def softmax_attention(
         if bias is not None:
             bias = bias.to(q.dtype).expand_as(like_scores)
         # Padded queries are zeroed afterwards instead of masked: a mask of the keys alone is Q times smaller.
-        answered, reachable = mask.query_column(like_scores), _keys_met(like_scores, mask)
+        answered, reachable = mask.query_column(like_scores), mask.keys_met(like_scores)
         if reachable is not None and not sink:
             some_key = reachable.any(-1, keepdim=True)
             answered, reachable = answered & some_key, reachable | ~some_key
@@ -167,30 +164,7 @@ def softpick(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
         return (minus_gain / (minus_gain.sum(-1, keepdim=True) + minus_loss)).to(scores.dtype)
 
 
-def num_keys(scores: Tensor, mask: AttentionMask) -> Tensor:
-    """How many keys a query may meet, at least 1: padding doesn't count, under `pairs` every query has its own number.
-
-    Args:
-        scores: (..., Q, K); only shape, device and dtype matter.
-        mask: real queries and keys, permitted pairs.
-
-    Returns:
-        Broadcastable to (..., Q, 1), in at least float32; of no meaning at a padded query.
-    """
-    keys = _keys_met(scores, mask)
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    count = (mask.key_row(scores) if keys is None else keys).sum(-1, keepdim=True)
-    return count.clamp(min=1).to(dtype)
-
-
 def _sharpness(scores: Tensor, s: float | Tensor, mask: AttentionMask) -> Tensor:
     """The factor s · log n, broadcastable to (..., Q, 1); 0 for a query with a single key or none."""
-    log_n = num_keys(scores, mask).log()
+    log_n = mask.num_keys(scores).log()
     return log_n * (per_head(s.to(log_n.dtype)) if isinstance(s, Tensor) else s)
-
-
-def _keys_met(scores: Tensor, mask: AttentionMask) -> Tensor | None:
-    """Which keys a query may meet if it is real: bool, broadcastable to (..., Q, K); None is all."""
-    if mask.pairs is not None:
-        return replace(mask, query=None).allowed(scores)
-    return None if mask.key is None else mask.key_row(scores)

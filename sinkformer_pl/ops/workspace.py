@@ -26,7 +26,9 @@ def workspace(name: str, numel: int, like: Tensor) -> Tensor:
         return like.new_empty(numel)
     kept = _pieces.by_name.get(name)
     if kept is None or kept.numel() < numel or kept.dtype != like.dtype:
-        kept = _pieces.by_name[name] = torch.empty(numel, dtype=like.dtype)
+        # What is made in inference mode could not be written to in a later training.
+        with torch.inference_mode(False):
+            kept = _pieces.by_name[name] = torch.empty(numel, dtype=like.dtype)
     return kept[:numel]
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sinkformer_pl.data import Docstrings, TextTable
 
@@ -21,6 +22,23 @@ def test_a_run_is_tested_and_predicted_from_its_checkpoint_alone(modality, run, 
     folder = tmp_path / f"runs/{modality}/version_0"
     assert 0 <= json.loads((folder / "test.json").read_text())["metrics"]["test/accuracy"] <= 1
     assert len((folder / "predictions.csv").read_text().splitlines()) > 60
+
+
+def test_what_a_loaders_worker_finds_is_one_line_too(run, tmp_path, capfd):
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), "red").save(tmp_path / "photos" / place / f"{number}.png")
+    broken = tmp_path / "photos/test/b/3.png"
+    config, data = str(CONFIGS / "image.yaml"), ["--data", "ImageFolder", "--data.root", str(tmp_path / "photos")]
+    arguments = ["--data.image_size", "8", "--data.check_files", "false", "--model.backbone.channels", "3", *SMALL]
+    run("fit", "--config", config, *data, *arguments, *SHORT)
+    broken.write_text("<html>")
+    with pytest.raises(SystemExit):
+        run("test", "--ckpt_path", "best", "--name", "image", "--data.num_workers", "1")
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {broken}: can't be decoded")
+    assert "Traceback" not in line
 
 
 def test_a_text_model_reads_other_data_through_its_own_tokenizer(run, tmp_path):

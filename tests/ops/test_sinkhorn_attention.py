@@ -14,6 +14,7 @@ from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, sinkhorn_
 from sinkformer_pl.ops import attention as attention_module
 from sinkformer_pl.ops import closed_form as closed_form_module
 from sinkformer_pl.ops import kernel as kernel_module
+from sinkformer_pl.ops.workspace import release
 
 BACKENDS = ["reference", "dense", "streaming"]
 OUTPUT = {
@@ -423,3 +424,17 @@ def test_wrong_arguments(arguments, error, match):
     inputs = {name: torch.randn(2, 1, 5, 4) for name in ("query", "key", "value")} | arguments
     with pytest.raises(error, match=match):
         sinkhorn_attention(**inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_after_inference_mode(backend):
+    release()
+    inputs = [draw((2, 40, 8), seed, torch.float32) for seed in range(3)]
+    with torch.inference_mode():
+        wanted = sinkhorn_attention(*inputs, backend=backend).clone()
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    output = sinkhorn_attention(*leaves, backend=backend)
+    torch.testing.assert_close(output.detach(), wanted)
+    output.sum().backward()
+    with torch.inference_mode():
+        torch.testing.assert_close(sinkhorn_attention(*inputs, backend=backend), wanted)

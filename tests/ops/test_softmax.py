@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, causal_pairs, softmax
-from sinkformer_pl.ops.softmax import num_keys, scalable_softmax, softpick
+from sinkformer_pl.ops.softmax import scalable_softmax, softpick
 
 QUERY = torch.tensor([[True, False, True], [True, True, True]])
 KEY = torch.tensor([[True, False, True, True], [False, True, True, False]])
@@ -226,7 +226,7 @@ def test_a_sink_lets_a_query_attend_to_nothing_or_to_everything():
     ],
 )
 def test_numbers_of_keys(kind, counts):
-    found = num_keys(torch.zeros(2, 2, 3, 4, dtype=torch.bfloat16), MASKS[kind])
+    found = MASKS[kind].num_keys(torch.zeros(2, 2, 3, 4, dtype=torch.bfloat16))
     assert found.dtype == torch.float32
     assert found.expand(2, 2, 3, 1).equal(counts.float())
 
