@@ -53,7 +53,8 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{missing} missing: give it as a flag, or a --config that has it"
     if match := re.search(r"Literal\[([^\]]*)\]", cause):
         choices = match[1].replace("'", "")
-        return f"{key} {_value(cause)}: expected one of {choices}"
+        number = "a number, or " if re.search(r"Union\[[^\]]*float|<class 'float'>", cause) else ""
+        return f"{key} {_value(cause)}: expected {number}one of {choices}"
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
         return f"{key} {match[1]}: this class is no {match[2]}"
     single = re.findall(r"Expected an? <class '(\w+)'>\. Got value", cause)

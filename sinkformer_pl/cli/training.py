@@ -311,10 +311,14 @@ class TrainingCLI(LightningCLI):
 def _root_cause(error: BaseException) -> BaseException:
     """What a class itself said, under the parser's own words; the innermost message meant for users if there is one."""
     chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+    while (inner := _inner(chain[-1])) is not None:
         chain.append(inner)
     meant = [link for link in chain if isinstance(link, UserError)]
     return meant[-1] if meant else chain[-1]
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 @rank_zero_only

@@ -49,6 +49,12 @@ import yaml
         (["--model.normalization", "null"], ["model.normalization"]),
         (["--model.backbone.layer_norm", "mid"], ["model.backbone.layer_norm mid", "pre, post, none"]),
         (["--model.backbone.dim", "0"], ["dim must be at least 1"]),
+        (["--model.backbone.temperature", "hot"], ["temperature hot", "a number, or one of learned"]),
+        (["--model.backbone.temperature", "-1"], ["temperature must be a positive number or 'learned', got -1"]),
+        (
+            ["--model.normalization", "SlicedTransport", "--model.normalization.sort_temperature", "-1"],
+            ["SlicedTransport: sort_temperature"],
+        ),
         (["--model.backbone.in_features", "0"], ["in_features must be at least 1"]),
         (["--trainer.precision", "17"], ["trainer.precision 17"]),
         (["--seed_everything", "-1"], ["seed_everything -1"]),
