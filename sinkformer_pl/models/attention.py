@@ -18,10 +18,11 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         dim: width of inputs and outputs.
-        num_heads: number of heads; divides `dim`.
+        num_heads: number of heads; divides `dim`, unless `head_dim` is given.
         normalization: makes this layer's own normalization.
+        head_dim: width of each head; None is dim / num_heads.
         causal: a query meets the keys up to its own position.
-        temperature: divides the scores, which are q·k / sqrt(dim / num_heads): a positive number, or "learned".
+        temperature: divides the scores, which are q·k / sqrt(head_dim): a positive number, or "learned".
 
     Under a normalization that needs one tensor as queries and keys (`Guarantees.tied`) they share their projection.
 
@@ -36,18 +37,22 @@ class MultiHeadAttention(nn.Module):
         num_heads: int,
         normalization: NormalizationFactory,
         *,
+        head_dim: int | None = None,
         causal: bool = False,
         temperature: Temperature = 1.0,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide the width dim={dim}")
+        if dim < 1 or num_heads < 1 or (head_dim is None and dim % num_heads):
+            raise ValueError(f"num_heads={num_heads} must divide the width dim={dim}; or give head_dim")
+        head_dim = dim // num_heads if head_dim is None else head_dim
+        if head_dim < 1:
+            raise ValueError(f"head_dim must be at least 1, got {head_dim}")
         learned = temperature == "learned"
         if not learned and (isinstance(temperature, str) or not 0 < temperature < math.inf):
             raise ValueError(f"temperature must be a positive number or 'learned', got {temperature!r}")
         self.num_heads = num_heads
         self.causal = causal
-        self.scale = 1 / math.sqrt(dim // num_heads) / (1.0 if isinstance(temperature, str) else temperature)
+        self.scale = 1 / math.sqrt(head_dim) / (1.0 if isinstance(temperature, str) else temperature)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads)) if learned else None
         made = normalization()
         if not isinstance(made, nn.Module) or "_modules" not in vars(made):
@@ -61,10 +66,11 @@ class MultiHeadAttention(nn.Module):
             reason = " (the only doubly stochastic causal matrix is the identity)" if guarantees.unit_columns else ""
             raise NotImplementedError(f"{name} can't be causal{reason}; use a normalization that can, such as Softmax")
         # Projections first and always four of them: their initial weights then are the same under any normalization.
-        self.query, key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        inner = num_heads * head_dim
+        self.query, key, self.value = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
+        self.out = nn.Linear(inner, dim)
         self.key = None if guarantees.tied else key
-        self.normalization.build(num_heads, dim // num_heads)
+        self.normalization.build(num_heads, head_dim)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """Attend from queries (B, Q, dim) to keys (B, K, dim), which are the values too; returns (B, Q, dim)."""

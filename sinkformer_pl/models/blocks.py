@@ -15,6 +15,7 @@ class BlockOptions(TypedDict):
     """The keyword arguments of `AttentionBlock`, for what is built of blocks."""
 
     mlp_dim: int
+    head_dim: int | None
     dropout: float
     layer_norm: LayerNormPlace
     temperature: Temperature
@@ -28,6 +29,7 @@ class AttentionBlock(nn.Module):
         num_heads: heads of the attention.
         normalization: makes the attention's normalization.
         mlp_dim: hidden width of the row-wise network; 0 leaves it out.
+        head_dim: width of each head; None is dim / num_heads.
         dropout: share dropped after the attention and after the row-wise network.
         layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
         temperature: of the attention's scores.
@@ -44,6 +46,7 @@ class AttentionBlock(nn.Module):
         normalization: NormalizationFactory,
         *,
         mlp_dim: int,
+        head_dim: int | None = None,
         dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
@@ -52,7 +55,7 @@ class AttentionBlock(nn.Module):
         if layer_norm not in get_args(LayerNormPlace):
             raise ValueError(f"layer_norm must be one of {', '.join(get_args(LayerNormPlace))}, got {layer_norm!r}")
         self.layer_norm = layer_norm
-        self.attention = MultiHeadAttention(dim, num_heads, normalization, temperature=temperature)
+        self.attention = MultiHeadAttention(dim, num_heads, normalization, head_dim=head_dim, temperature=temperature)
         self.mlp = (
             nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
             if mlp_dim

@@ -30,12 +30,15 @@ def pool(x: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
 
 
 class ClassToken(nn.Module):
-    """A learned token before all others, whose final state stands for the sample (Devlin et al. 2019)."""
+    """A learned token before all others, whose final state stands for the sample (Devlin et al. 2019).
 
-    def __init__(self, dim: int) -> None:
+    It starts from a normal distribution of standard deviation `std`.
+    """
+
+    def __init__(self, dim: int, *, std: float = 0.02) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.empty(dim))
-        nn.init.trunc_normal_(self.token, std=0.02)
+        nn.init.normal_(self.token, std=std)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Prepend the token to x (B, N, dim), and True to the (B, N) bool mask of its real tokens."""

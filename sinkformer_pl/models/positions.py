@@ -28,7 +28,7 @@ class LearnedPositions(nn.Module):
     def __init__(self, max_length: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.empty(max_length, dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        nn.init.normal_(self.table, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Vectors (..., dim) of int64 positions (...)."""

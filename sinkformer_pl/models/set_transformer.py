@@ -105,7 +105,7 @@ class SetTransformer(Backbone):
         normalization: makes the normalization of each attention layer but the pooling's.
         in_features: C, numbers per point.
         dim: width.
-        num_heads: heads of each attention layer; divides `dim`.
+        num_heads: heads of each attention layer; divides `dim`, unless `head_dim` is given.
         depth: number of attention blocks before the pooling.
         inducing_points: inducing points of each block (ISAB); 0 lets the set attend to itself (SAB), which costs N²
             and is what normalizations need that take square scores alone.
@@ -115,6 +115,7 @@ class SetTransformer(Backbone):
         layer_norm: where the blocks have their layer norms.
         temperature: divides the scores of each attention layer but the pooling's: a positive number, or "learned", one
             for each head, from 1 on.
+        head_dim: width of each head; None is dim / num_heads.
         pooling: makes the normalization of the pooling, whose plan has one query. The same in both arms of a
             comparison by default, since one query under Sinkhorn is mean pooling.
 
@@ -136,14 +137,17 @@ class SetTransformer(Backbone):
         pool_dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
+        head_dim: int | None = None,
         pooling: NormalizationFactory = Softmax,
     ) -> None:
         super().__init__()
         require_at_least(1, in_features=in_features, dim=dim, depth=depth)
         require_at_least(0, inducing_points=inducing_points, mlp_dim=mlp_dim or 0)
         mlp_dim = dim if mlp_dim is None else mlp_dim
-        pool = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=1.0)
-        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)
+        shared = BlockOptions(
+            mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=1.0
+        )
+        block = BlockOptions({**shared, "temperature": temperature})
         self.out_dim = dim
         self.embed = nn.Linear(in_features, dim)
         self.blocks = nn.ModuleList(
@@ -154,7 +158,7 @@ class SetTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(dim) if layer_norm == "pre" else nn.Identity()
         self.pool_dropout = nn.Dropout(pool_dropout)
-        self.pool = PMA(dim, num_heads, pooling, **pool)
+        self.pool = PMA(dim, num_heads, pooling, **shared)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""

@@ -31,12 +31,13 @@ class TextTransformer(Backbone):
         max_length: number of learned positions, and so of the tokens of a batch, padding included; None is 256. Refused
             under other positions, which have no limit.
         dim: width.
-        num_heads: heads of each attention layer; divides `dim`.
+        num_heads: heads of each attention layer; divides `dim`, unless `head_dim` is given.
         depth: number of attention blocks.
         mlp_dim: hidden width of the row-wise networks; None is 4 `dim`, 0 leaves them out.
         dropout: share dropped after the positions are added and inside the blocks.
         layer_norm: where the blocks have their layer norms; "pre" has another one before the pooling.
         temperature: divides the scores of each attention layer: a positive number, or "learned", one for each head.
+        head_dim: width of each head; None is dim / num_heads.
         positions: added to the embeddings of the tokens: "learned"; "sinusoidal", the embeddings then multiplied by
             sqrt(dim) as by Vaswani et al.; or "none", which makes a text a bag of tokens. Counted from the first token.
         pooling: "mean" or "max" over the real tokens, or "cls", the final state of a learned token before them.
@@ -58,6 +59,7 @@ class TextTransformer(Backbone):
         dropout: float = 0.1,
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
+        head_dim: int | None = None,
         positions: Positions = "learned",
         pooling: Pooling = "mean",
     ) -> None:
@@ -87,7 +89,9 @@ class TextTransformer(Backbone):
             self.positions = SinusoidalPositions(dim)
         self.class_token = ClassToken(dim) if pooling == "cls" else None
         self.dropout = nn.Dropout(dropout)
-        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)
+        block = BlockOptions(
+            mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature
+        )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

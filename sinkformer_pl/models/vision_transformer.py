@@ -1,5 +1,6 @@
 """Vision Transformer: an image as a sequence of patches."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -20,11 +21,9 @@ class VisionTransformer(Backbone):
     """Vision Transformer (Dosovitskiy et al. 2021): cut the image into patches, embed them, attend, pool.
 
     Positions are learned. The same network for every normalization, those included that need square scores. With
-    `depth=1, num_heads=1, mlp_dim=0, dim=128, channels=1` it has the form of the attention-only network of the MNIST
-    study of Sander et al. 2022 (sander2022sinkformers): one attention over the layer-normalized tokens, a residual, a
-    layer norm, the class token. In their code the head is 64 wide, queries, keys and values have no biases, and the
-    class token and the positions start from a standard normal distribution; here the head has all of `dim`, there are
-    biases, and they start from a normal distribution of 0.02.
+    `depth=1, num_heads=1, mlp_dim=0, dim=128, head_dim=64, token_std=1.0, channels=1` it is the attention-only network
+    of the MNIST study of Sander et al. 2022 (sander2022sinkformers): one attention over the layer-normalized tokens, a
+    residual, a layer norm, the class token. But for the biases of queries, keys and values, which they leave out.
 
     Args:
         normalization: makes the normalization of each attention layer.
@@ -32,14 +31,16 @@ class VisionTransformer(Backbone):
         patch_size: side of the square patches in pixels; divides height and width.
         channels: of the images.
         dim: width.
-        num_heads: heads of each attention layer; divides `dim`.
+        num_heads: heads of each attention layer; divides `dim`, unless `head_dim` is given.
         depth: number of attention blocks.
         mlp_dim: hidden width of the row-wise networks; None is 4 `dim`, 0 leaves them out.
         dropout: share dropped after the positions are added and inside the blocks.
         layer_norm: where the blocks have their layer norms; "pre" has another one before the pooling.
         temperature: divides the scores of each attention layer: a positive number, or "learned", one for each head.
+        head_dim: width of each head; None is dim / num_heads.
         pooling: "cls", the final state of a learned token beside the patches; "mean" over all patches, which are then
             all tokens there are.
+        token_std: standard deviation of the normal distribution that positions and class token start from.
 
     Raises:
         ValueError: a patch that doesn't divide the image; a size out of range; heads that don't divide the width; a
@@ -59,7 +60,9 @@ class VisionTransformer(Backbone):
         dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
+        head_dim: int | None = None,
         pooling: ImagePooling = "cls",
+        token_std: float = 0.02,
     ) -> None:
         super().__init__()
         height, width = _height_and_width(image_size)
@@ -69,6 +72,8 @@ class VisionTransformer(Backbone):
                 f"patch_size={patch_size} must divide the image size, {height} x {width}: take another patch size, or "
                 "resize the images"
             )
+        if not 0 <= token_std < math.inf:
+            raise ValueError(f"token_std must be 0 or a positive number, got {token_std}")
         if pooling not in get_args(ImagePooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(ImagePooling))}, got {pooling!r}")
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
@@ -77,11 +82,13 @@ class VisionTransformer(Backbone):
         self.pooling: ImagePooling = pooling
         patches = (height // patch_size) * (width // patch_size)
         self.embed = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
-        self.class_token = ClassToken(dim) if pooling == "cls" else None
+        self.class_token = ClassToken(dim, std=token_std) if pooling == "cls" else None
         self.positions = nn.Parameter(torch.empty(patches + (pooling == "cls"), dim))
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=token_std)
         self.dropout = nn.Dropout(dropout)
-        block = BlockOptions(mlp_dim=mlp_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature)
+        block = BlockOptions(
+            mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature
+        )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

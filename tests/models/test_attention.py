@@ -91,6 +91,23 @@ def test_heads_that_dont_divide_the_width_are_refused(num_heads):
         MultiHeadAttention(12, num_heads, Softmax)
 
 
+@pytest.mark.parametrize("head_dim", [2, 7])
+def test_heads_of_another_width(head_dim):
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(12, 5, lambda: Built(), head_dim=head_dim).double()
+    assert layer.normalization.builds == [(5, head_dim)]
+    x, y = torch.randn(2, 4, 12).double(), torch.randn(2, 6, 12).double()
+    q, k, v = (f(z).unflatten(-1, (5, head_dim)).transpose(1, 2)
+               for f, z in ((layer.query, x), (layer.key, y), (layer.value, y)))  # fmt: skip
+    expected = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(x, y), layer.out(expected))
+
+
+def test_a_head_without_width_is_refused():
+    with pytest.raises(ValueError, match="head_dim must be at least 1, got 0"):
+        MultiHeadAttention(12, 3, Softmax, head_dim=0)
+
+
 def test_causal_under_sinkhorn_is_refused_when_built():
     with pytest.raises(NotImplementedError, match=r"Sinkhorn can't be causal .*identity.*; use .*Softmax"):
         MultiHeadAttention(12, 3, Sinkhorn, causal=True)

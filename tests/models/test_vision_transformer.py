@@ -172,6 +172,17 @@ def test_initial_weights_and_options():
     assert not model(inputs).equal(model(inputs))
 
 
+def test_the_network_of_the_mnist_study():
+    """Its size, from the layers of the published code: a patch embedding, positions, a class token, one attention."""
+    model = build(
+        image_size=28, patch_size=4, channels=1, dim=128, num_heads=1, head_dim=64, depth=1, mlp_dim=0, token_std=1.0
+    )
+    published = (16 * 128 + 128) + 50 * 128 + 128 + 3 * 128 * 64 + (64 * 128 + 128) + 2 * 2 * 128
+    assert parameters(model) == published + 3 * 64  # our biases
+    for embedding in (model.positions, model.class_token.token):
+        assert 0.8 < embedding.std() < 1.2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -183,6 +194,8 @@ def test_initial_weights_and_options():
         ({"depth": 0}, "depth must be at least 1"),
         ({"mlp_dim": -1}, "mlp_dim must be at least 0"),
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
+        ({"head_dim": 0}, "head_dim must be at least 1"),
+        ({"token_std": -1.0}, "token_std must be 0 or a positive number, got -1.0"),
         ({"pooling": "max"}, "pooling must be one of cls, mean, got 'max'"),
         ({"layer_norm": "after"}, "layer_norm must be one of"),
     ],
