@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from sinkformer_pl.data.classification import stratified_split
-from sinkformer_pl.data.images import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 
 TEST_FRACTION = 0.2
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from sinkformer_pl.data.texts import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from sinkformer_pl.data import LabelledDataset, PointClouds, Sample
-from sinkformer_pl.data.modelnet import MODELNET_CLASSES
+from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES
 from sinkformer_pl.errors import UserError
 
 TETRAHEDRON = "OFF\n4 4 0\n0 0 0\n{0} 0 0\n0 {0} 0\n0 0 {0}\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"

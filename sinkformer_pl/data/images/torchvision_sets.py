@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from sinkformer_pl.data.image_files import check_images
-from sinkformer_pl.data.images import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.decoding import check_images
 from sinkformer_pl.errors import UserError
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision import datasets
 from torchvision import transforms as v1
 
-from sinkformer_pl.data.image_files import decode_image
-from sinkformer_pl.data.image_folder import ImageFolder
+from sinkformer_pl.data.images.decoding import decode_image
+from sinkformer_pl.data.images.folder import ImageFolder
 from sinkformer_pl.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sinkformer_pl.data.image_files import check_images, decode_image
+from sinkformer_pl.data.images.decoding import check_images, decode_image
 from sinkformer_pl.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sinkformer_pl.data.pointclouds import Clouds, Source
+from sinkformer_pl.data.pointclouds.base import Clouds, Source
 from sinkformer_pl.errors import UserError
 
 ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sinkformer_pl.data.texts import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"

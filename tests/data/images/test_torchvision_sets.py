@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from sinkformer_pl.data.torchvision_images import CIFAR10, CIFAR100, MNIST, FashionMNIST, OxfordPets, TorchvisionImages
+from sinkformer_pl.data.images.torchvision_sets import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    FashionMNIST,
+    OxfordPets,
+    TorchvisionImages,
+)
 from sinkformer_pl.errors import UserError
 
 SOURCES = (MNIST, FashionMNIST, CIFAR10, CIFAR100, OxfordPets)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkformer_pl.data.text_files import TextLines, TextTable
+from sinkformer_pl.data.texts.files import TextLines, TextTable
 from sinkformer_pl.errors import UserError
 
 ROWS = [

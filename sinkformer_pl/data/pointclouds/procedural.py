@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sinkformer_pl.data.pointclouds import Clouds, PointCloudData, Source
-from sinkformer_pl.data.shapes import FAMILIES, sample_shape
+from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
+from sinkformer_pl.data.pointclouds.shapes import FAMILIES, sample_shape
 from sinkformer_pl.errors import UserError
 
 

@@ -20,7 +20,14 @@ from sinkformer_pl.data.classification import (
     stratified_split,
 )
 from sinkformer_pl.data.sampling import Draw
-from sinkformer_pl.data.tokenizer import SMALLEST_VOCABULARY, Encoded, encode, head, load_tokenizer, train_tokenizer
+from sinkformer_pl.data.texts.tokenizer import (
+    SMALLEST_VOCABULARY,
+    Encoded,
+    encode,
+    head,
+    load_tokenizer,
+    train_tokenizer,
+)
 from sinkformer_pl.errors import UserError
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from sinkformer_pl.data.array_file import ARRAY_SUFFIXES, load_array_file, read_array_classes
-from sinkformer_pl.data.mesh_folder import LAYOUT, MeshFolder, find_mesh_folder, load_mesh_folder
-from sinkformer_pl.data.modelnet import MODELNET_CLASSES, ModelNetName, fetch_modelnet
-from sinkformer_pl.data.pointclouds import PointCloudData, Source
+from sinkformer_pl.data.pointclouds.array_file import ARRAY_SUFFIXES, load_array_file, read_array_classes
+from sinkformer_pl.data.pointclouds.base import PointCloudData, Source
+from sinkformer_pl.data.pointclouds.mesh_folder import LAYOUT, MeshFolder, find_mesh_folder, load_mesh_folder
+from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES, ModelNetName, fetch_modelnet
 from sinkformer_pl.errors import UserError
 
 

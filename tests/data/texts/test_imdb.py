@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sinkformer_pl.data import imdb
-from sinkformer_pl.data.imdb import IMDb
+from sinkformer_pl.data.texts import imdb
+from sinkformer_pl.data.texts.imdb import IMDb
 from sinkformer_pl.errors import UserError
 
 

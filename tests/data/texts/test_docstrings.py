@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from sinkformer_pl.data.docstrings import AREAS, Docstrings
+from sinkformer_pl.data.texts.docstrings import AREAS, Docstrings
 from sinkformer_pl.errors import UserError
 
 

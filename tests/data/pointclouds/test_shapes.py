@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkformer_pl.data.shapes import FAMILIES, sample_shape
+from sinkformer_pl.data.pointclouds.shapes import FAMILIES, sample_shape
 
 families = st.sampled_from(sorted(FAMILIES))
 seeds = st.integers(0, 2**32 - 1)

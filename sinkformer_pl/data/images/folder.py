@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from sinkformer_pl.data.image_files import check_images
-from sinkformer_pl.data.images import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.decoding import check_images
 from sinkformer_pl.errors import UserError
 
 LAYOUT = "train/CLASS/* and test/CLASS/*"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
+from sinkformer_pl.data.pointclouds.transforms import Augmentation, standardize
 from sinkformer_pl.data.sampling import Draw
-from sinkformer_pl.data.transforms import Augmentation, standardize
 from sinkformer_pl.errors import UserError
 
 

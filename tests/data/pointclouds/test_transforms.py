@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinkformer_pl.data import Augmentation
-from sinkformer_pl.data.transforms import standardize
+from sinkformer_pl.data.pointclouds.transforms import standardize
 from sinkformer_pl.errors import UserError
 
 seeds = st.integers(0, 2**32 - 1)

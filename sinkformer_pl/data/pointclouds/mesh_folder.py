@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sinkformer_pl.data.mesh import read_off, sample_surface
-from sinkformer_pl.data.pointclouds import Clouds, Source
+from sinkformer_pl.data.pointclouds.base import Clouds, Source
+from sinkformer_pl.data.pointclouds.mesh import read_off, sample_surface
 from sinkformer_pl.errors import UserError
 
 LAYOUT = "<class>/train/*.off and <class>/test/*.off, in it or in its folder raw, ModelNet10 or ModelNet40"

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkformer_pl.data.mesh import Mesh, read_off, sample_surface
+from sinkformer_pl.data.pointclouds.mesh import Mesh, read_off, sample_surface
 from sinkformer_pl.errors import UserError
 
 SQUARE = "OFF\n4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"

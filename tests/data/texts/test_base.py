@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from sinkformer_pl.data.texts import TextData, Texts, TextSource, read_lines
-from sinkformer_pl.data.tokenizer import encode, load_tokenizer, train_tokenizer
+from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines
+from sinkformer_pl.data.texts.tokenizer import encode, load_tokenizer, train_tokenizer
 from sinkformer_pl.errors import UserError
 
 WORDS = ["the", "a", "film", "was", "good", "bad", "and", "very", "not", "plot", "actors", "story", "boring", "great"]

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import transforms as v1
 
-from sinkformer_pl.data.digits import Digits
-from sinkformer_pl.data.images import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.digits import Digits
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
 

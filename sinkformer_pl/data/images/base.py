@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
-from sinkformer_pl.data.image_files import decode_image
+from sinkformer_pl.data.images.decoding import decode_image
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Images: what every source shares, and the sources."""

@@ -1,0 +1,1 @@
+"""Point clouds: what every source shares, meshes, and the sources."""

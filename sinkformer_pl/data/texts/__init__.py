@@ -1,0 +1,1 @@
+"""Texts: what every source shares, the subword tokenizer, and the sources."""
