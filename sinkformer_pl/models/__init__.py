@@ -3,6 +3,7 @@
 from sinkformer_pl.models.attention import MultiHeadAttention
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.models.blocks import AttentionBlock, TransformerEncoder
+from sinkformer_pl.models.point_cloud_transformer import PointCloudTransformer
 from sinkformer_pl.models.set_transformer import ISAB, PMA, SAB, SetTransformer
 from sinkformer_pl.models.text_transformer import TextTransformer
 from sinkformer_pl.models.vision_transformer import VisionTransformer
@@ -15,6 +16,7 @@ __all__ = [
     "Backbone",
     "BackboneFactory",
     "MultiHeadAttention",
+    "PointCloudTransformer",
     "SetTransformer",
     "TextTransformer",
     "TransformerEncoder",

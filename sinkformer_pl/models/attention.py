@@ -1,13 +1,16 @@
 """Multi-head attention over any normalization."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.normalizations.base import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+
+Made = TypeVar("Made")
 
 Temperature = float | Literal["learned"]
 """Divides the scores: a number, or one learned for each head, from 1 on."""
@@ -54,7 +57,7 @@ class MultiHeadAttention(nn.Module):
         self.causal = causal
         self.scale = 1 / math.sqrt(head_dim) / (1.0 if isinstance(temperature, str) else temperature)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads)) if learned else None
-        made = normalization()
+        made = _without_a_trace(normalization)
         if not isinstance(made, nn.Module) or "_modules" not in vars(made):
             raise TypeError(
                 f"{type(made).__name__} is no usable module: its __init__ must call super().__init__() first"
@@ -68,9 +71,9 @@ class MultiHeadAttention(nn.Module):
         # Projections first and always four of them: their initial weights then are the same under any normalization.
         inner = num_heads * head_dim
         self.query, key, self.value = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
-        self.out = nn.Linear(inner, dim)
+        self.out: nn.Module = nn.Linear(inner, dim)
         self.key = None if guarantees.tied else key
-        self.normalization.build(num_heads, head_dim)
+        _without_a_trace(lambda: self.normalization.build(num_heads, head_dim))
 
     def forward(self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None) -> Tensor:
         """Attend from queries (B, Q, dim) to keys (B, K, dim), which are the values too; returns (B, Q, dim)."""
@@ -108,3 +111,9 @@ class MultiHeadAttention(nn.Module):
         mask = mask or AttentionMask()
         pairs = causal_pairs(q.shape[-2], k.shape[-2], device=q.device)
         return AttentionMask(mask.query, mask.key, pairs if mask.pairs is None else pairs & mask.pairs)
+
+
+def _without_a_trace(make: Callable[[], Made]) -> Made:
+    """Leave the random state as it was: whatever a normalization draws, all other weights start the same."""
+    with torch.random.fork_rng(devices=()):
+        return make()
