@@ -1,8 +1,7 @@
 """Draw docs/normalizations.png: the attention of every normalization on the same scores.
 
-    python docs/draw_normalizations.py
+python docs/draw_normalizations.py
 
-Needs matplotlib (pip install -e '.[docs]').
 """
 
 from functools import partial

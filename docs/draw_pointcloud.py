@@ -1,10 +1,9 @@
 """Draw docs/pointcloud.png from two runs of configs/pointcloud.yaml.
 
-    python -m sinkformer_pl fit --config configs/pointcloud.yaml --name sinkhorn
-    python -m sinkformer_pl fit --config configs/pointcloud.yaml --name softmax --model.normalization Softmax
-    python docs/draw_pointcloud.py runs/sinkhorn/version_0 runs/softmax/version_0
+python -m sinkformer_pl fit --config configs/pointcloud.yaml --name sinkhorn
+python -m sinkformer_pl fit --config configs/pointcloud.yaml --name softmax --model.normalization Softmax
+python docs/draw_pointcloud.py runs/sinkhorn/version_0 runs/softmax/version_0
 
-Needs matplotlib (pip install -e '.[docs]').
 """
 
 import argparse

@@ -62,6 +62,24 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     return functools.partial(cls, **arguments)
 
 
+def readable(spec: Mapping[str, Any]) -> str:
+    """A spec as a call: "Sinkhorn(n_iters=3)"."""
+    arguments = ", ".join(f"{name}={value}" for name, value in (spec.get("init_args") or {}).items())
+    return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
+
+
+def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
+    """What a class takes, by name; behind its **kwargs are its parents' parameters."""
+    found: dict[str, inspect.Parameter] = {}
+    for ancestor in cls.__mro__:
+        parameters = inspect.signature(ancestor).parameters.values()
+        named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        found = named | found
+        if len(named) == len(parameters):
+            break
+    return found
+
+
 def import_class(path: str) -> type:
     """Import a class by its dotted path.
 

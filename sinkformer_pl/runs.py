@@ -18,7 +18,7 @@ def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
         run = _run_of(checkpoint)
         if run is not None and run.resolve().parent == (root / name).resolve():
             return run
-    taken = [version for version, _ in _versions(root / name)]
+    taken = [version for version, _ in versions(root / name)]
     return root / name / f"version_{max(taken, default=-1) + 1}"
 
 
@@ -42,7 +42,7 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
                 f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name"
             )
         return Path(wanted)
-    for _, folder in sorted(_versions(root / name), reverse=True):
+    for _, folder in sorted(versions(root / name), reverse=True):
         path = folder / CHECKPOINTS / f"{wanted}.ckpt"
         if path.is_file():
             return path
@@ -63,7 +63,8 @@ def _run_of(checkpoint: Path) -> Path | None:
     return run if checkpoint.parent.name == CHECKPOINTS and (run / "config.yaml").is_file() else None
 
 
-def _versions(folder: Path) -> list[tuple[int, Path]]:
+def versions(folder: Path) -> list[tuple[int, Path]]:
+    """The versions of a run in the folder of its name, each with its number, in no order."""
     return [
         (int(number), path)
         for path in folder.glob("version_*")

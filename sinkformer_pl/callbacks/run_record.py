@@ -9,14 +9,19 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from sinkformer_pl.checkpoints import CONFIG_KEY, METRICS_KEY
+from sinkformer_pl.checkpoints import CONFIG_KEY, METRICS_KEY, read_checkpoint
+
+FIT_RECORD = "fit.json"
+"""It lies in the folder of a run whose training has come to its end."""
 
 
 class RunRecord(pl.Callback):
     """Keep the resolved configuration in the run's folder and in every checkpoint, and the metrics of evaluations.
 
-    Writes `config.yaml` when a fit starts, and `validate.json` or `test.json` (metrics, confusion matrix, checkpoint,
-    normalization) when an evaluation by that command ends. A checkpoint also gets the validation metrics of its moment.
+    Writes `config.yaml` when a fit starts; `fit.json` when it has come to its end (epochs, steps, validation metrics
+    of the best checkpoint, and the epochs at which it went on from a checkpoint); `validate.json` or `test.json`
+    (metrics, confusion matrix, checkpoint, normalization) when an evaluation by that command ends. A checkpoint also
+    gets the validation metrics of its moment.
 
     Args:
         folder: the run's folder.
@@ -26,11 +31,37 @@ class RunRecord(pl.Callback):
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
         self.config = dict(config)
+        self.resumed: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs at which the run went on from a checkpoint."""
+        return {"resumed": self.resumed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them over."""
+        self.resumed = list(state_dict["resumed"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `config.yaml`, now that a checkpoint to go on from was found to fit."""
+        if trainer.ckpt_path is not None:
+            self.resumed = [*self.resumed, trainer.current_epoch]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # What an earlier part of the run left would say that it is over.
+            (self.folder / FIT_RECORD).unlink(missing_ok=True)
             self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `fit.json`."""
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        record = {
+            "normalization": pl_module.hparams.get("normalization"),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "resumed": self.resumed,
+            "best": self._best(trainer),
+        }
+        self._write(FIT_RECORD, json.dumps(record, indent=2))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -38,6 +69,11 @@ class RunRecord(pl.Callback):
         """Add configuration and metrics."""
         checkpoint[CONFIG_KEY] = self.config
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
+
+    def _best(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The validation metrics of the best checkpoint."""
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        return read_checkpoint(path)[METRICS_KEY] if path else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `validate.json`, after the command of that name."""

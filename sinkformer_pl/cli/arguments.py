@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
-from sinkformer_pl.cli.runs import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.runs import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
 
 KEPT_FOR_EVALUATION = ("name", "plugins", "seed_everything", "data", "model")
 
@@ -27,6 +27,7 @@ class Arguments:
         command: "fit", "validate", "test" or "predict".
         configs: the YAML files, in their order.
         flags: all other arguments, in their order, `--ckpt_path` made a path.
+        files: what the YAML files hold.
         plugins: modules to import before parsing.
         checkpoint: path of the checkpoint, if one is named.
         content: what it holds, once `load_checkpoint` was called.
@@ -35,6 +36,7 @@ class Arguments:
     command: str
     configs: list[str]
     flags: list[str]
+    files: list[dict[str, Any]] = field(default_factory=list)
     plugins: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
     content: dict[str, Any] | None = None
@@ -47,24 +49,26 @@ class Arguments:
             UserError: a YAML file that is missing or broken, a checkpoint that can't be found.
         """
         command, *rest = argv
-        configs, flags = _split(rest, ("--config", "-c"))
-        files = [_read_yaml(path) for path in configs]
-
-        def given(flag: str, *keys: str) -> Any:
-            values = [value for value in (_lookup(file, keys) for file in files) if value is not None]
-            values += _split(rest, (flag,))[0]
-            return values[-1] if values else None
-
-        arguments = cls(command, configs, flags, plugins=module_names(given("--plugins", "plugins")))
-        wanted = given("--ckpt_path", "ckpt_path")
+        configs, flags = split_off(rest, ("--config", "-c"))
+        arguments = cls(command, configs, flags, files=[_read_yaml(path) for path in configs])
+        arguments.plugins = module_names(arguments.given("plugins"))
+        wanted = arguments.given("ckpt_path")
         if wanted is not None:
-            wanted = str(wanted)
-            root = given("--trainer.default_root_dir", "trainer", "default_root_dir") or DEFAULT_ROOT
-            name = given("--name", "name") or DEFAULT_NAME
-            arguments.checkpoint = find_checkpoint(wanted, Path(root), name)
-            _, flags = _split(flags, ("--ckpt_path",))
+            arguments.checkpoint = find_checkpoint(str(wanted), arguments.root, arguments.given("name") or DEFAULT_NAME)
+            _, flags = split_off(flags, ("--ckpt_path",))
             arguments.flags = [*flags, "--ckpt_path", str(arguments.checkpoint)]
         return arguments
+
+    def given(self, *keys: str) -> Any:
+        """What was given for a key: the last of the files and flags that have it, None if none does."""
+        values = [value for value in (_lookup(file, keys) for file in self.files) if value is not None]
+        values += split_off(self.flags, ("--" + ".".join(keys),))[0]
+        return values[-1] if values else None
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.given("trainer", "default_root_dir") or DEFAULT_ROOT)
 
     def load_checkpoint(self) -> None:
         """Read the checkpoint, if there is one, and learn its plugins."""
@@ -97,8 +101,12 @@ class Arguments:
         return (self.content or {}).get(CONFIG_KEY) or {}
 
 
-def _split(arguments: Sequence[str], options: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The values of some options (`--x value` or `--x=value`), and the other arguments."""
+def split_off(arguments: Sequence[str], options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The values of some options (`--x value` or `--x=value`), and the other arguments.
+
+    Raises:
+        UserError: the last argument is such an option, without a value.
+    """
     values, others = [], []
     rest: Iterator[str] = iter(arguments)
     for argument in rest:

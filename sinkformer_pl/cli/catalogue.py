@@ -1,13 +1,13 @@
 """The table of normalizations."""
 
 import argparse
-import inspect
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from sinkformer_pl.cli.arguments import module_names
+from sinkformer_pl.factories import parameters_of
 from sinkformer_pl.normalizations import AttentionNormalization, load_plugins, registered
 
 COLUMNS = {
@@ -45,9 +45,7 @@ def print_normalizations(argv: Sequence[str]) -> None:
 
 
 def _arguments(cls: type[AttentionNormalization]) -> str:
-    parameters = [
-        p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    parameters = parameters_of(cls).values()
     return f"({', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name for p in parameters)})"
 
 

@@ -16,6 +16,7 @@ usage: python -m sinkformer_pl COMMAND ...
   fit             train: --config configs/pointcloud.yaml [--model.normalization NAME] [--data.root PATH] ...
   validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
   predict         write predictions.csv: --ckpt_path PATH
+  compare         train and test under several normalizations and seeds: --config FILE --normalizations Softmax,Sinkhorn
   normalizations  list every registered normalization and what it guarantees
   benchmark       time Sinkhorn attention against fused softmax attention
 
@@ -59,10 +60,14 @@ def _dispatch(argv: list[str]) -> None:
         from sinkformer_pl.cli.benchmark import run_benchmark
 
         run_benchmark(argv[1:])
+    elif argv[0] == "compare":
+        from sinkformer_pl.cli.compare import run_compare
+
+        run_compare(argv[1:])
     elif argv[0] in TRAINING_COMMANDS:
         from sinkformer_pl.cli.training import run_training
 
         run_training(argv)
     else:
-        commands = ", ".join((*TRAINING_COMMANDS, "normalizations", "benchmark"))
+        commands = ", ".join((*TRAINING_COMMANDS, "compare", "normalizations", "benchmark"))
         raise UserError(f"{argv[0]}: no such command; the commands are {commands}")

@@ -1,7 +1,6 @@
 """One line for a wrong argument, where the parser has fifty."""
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.factories import import_class, parameters_of
 from sinkformer_pl.models import Backbone
 from sinkformer_pl.normalizations import registered
 from sinkformer_pl.tasks import Schedule
@@ -106,16 +106,8 @@ def _concrete(base: type | None) -> list[type]:
 
 
 def _arguments_of(path: str) -> list[str]:
-    """Argument names of a class; those behind its **kwargs are its parents'."""
-    module, _, name = path.rpartition(".")
-    found: dict[str, None] = {}
-    for cls in getattr(importlib.import_module(module), name).__mro__:
-        parameters = inspect.signature(cls).parameters.values()
-        found |= {p.name: None for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
     # A backbone's first argument is supplied by the task.
-    return [argument for argument in found if argument not in ("normalization", "classes", "params")]
+    return [name for name in parameters_of(import_class(path)) if name not in ("normalization", "classes", "params")]
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

@@ -17,14 +17,15 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord
+from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord, StepCosts
 from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_match
 from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.messages import closest, condense
-from sinkformer_pl.cli.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for, require_name
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import readable
 from sinkformer_pl.normalizations import load_plugins
+from sinkformer_pl.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for, require_name
 from sinkformer_pl.tasks import Classifier
 
 
@@ -174,6 +175,8 @@ class TrainingCLI(LightningCLI):
         logger = config["logger"]
         if logger in (None, True):
             logger = self._loggers() if fitting else False
+        if fitting and not config["fast_dev_run"]:
+            callbacks.append(StepCosts(self.folder))
         if fitting and logger:
             callbacks.append(LearningRateMonitor())
         if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
@@ -302,9 +305,9 @@ class TrainingCLI(LightningCLI):
             raise UserError(
                 f"trainer.default_root_dir: can't make the folder {self.folder} ({error.strerror}); give another"
             ) from None
-        now = _readable(self.model.hparams["normalization"])
+        now = readable(self.model.hparams["normalization"])
         trained = (self.arguments.content or {}).get("hyper_parameters", {}).get("normalization")
-        before = f", trained under {_readable(trained)}" if trained and _readable(trained) != now else ""
+        before = f", trained under {readable(trained)}" if trained and readable(trained) != now else ""
         _say(f"{doing} under {now}{before}; folder {self.folder}")
 
 
@@ -324,11 +327,6 @@ def _inner(error: BaseException) -> BaseException | None:
 @rank_zero_only
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _readable(spec: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{name}={value}" for name, value in spec.get("init_args", {}).items())
-    return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
 
 
 def _listed(callbacks: Any) -> list[pl.Callback]:

@@ -1,0 +1,85 @@
+"""What training steps cost."""
+
+import csv
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+COLUMNS = ("epoch", "steps", "seconds_per_step", "waiting", "peak_mb")
+
+
+class StepCosts(pl.Callback):
+    """Write a row for each training epoch to `costs.csv`, from the first process.
+
+    Columns: `epoch`; `steps`, batches; `seconds_per_step`, the median time from the end of a batch to the end of the
+    next, validation left out; `waiting`, the share of all that time that went by before a batch was there;
+    `peak_mb`, the largest memory so far in MiB: PyTorch's own on a GPU, resident memory of the process elsewhere.
+
+    No device is waited for: on a GPU the times are those of a queue that is kept full, `waiting` what the queue could
+    still hide.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "costs.csv"
+        self._steps: list[float] = []
+        self._waits: list[float] = []
+        self._last: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting; the first batch, for which workers may have to start, isn't counted."""
+        self._steps, self._waits, self._last = [], [], None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        if self._last is not None:
+            self._waits.append(time.perf_counter() - self._last)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is done."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The time of a validation between two batches belongs to neither."""
+        self._last = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the row."""
+        if not (trainer.is_global_zero and self._steps):
+            return
+        row = (
+            trainer.current_epoch,
+            trainer.num_training_batches,
+            f"{statistics.median(self._steps):.6g}",
+            f"{sum(self._waits) / sum(self._steps):.4f}",
+            f"{_peak_mb(pl_module.device):.0f}",
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, row] if new else [row])
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Not on Windows.
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

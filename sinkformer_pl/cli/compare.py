@@ -1,0 +1,161 @@
+"""The compare command."""
+
+import argparse
+import json
+import platform
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from sinkformer_pl.cli.arguments import Arguments, split_off
+from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.normalizations import load_plugins
+from sinkformer_pl.runs import DEFAULT_NAME, require_name
+
+RECORD = "comparison.json"
+
+DECIDED = {
+    "--model.normalization": "--normalizations names them",
+    "--seed_everything": "--seeds sets it",
+    "--data.seed": "--seeds sets it",
+    "--ckpt_path": "a run that was cut off goes on by itself",
+    "--print_config": "ask fit for it",
+}
+"""Arguments of `fit` that a comparison decides itself, and how."""
+
+METRICS = ("test/accuracy", "test/accuracy_macro", "test/loss")
+
+
+def run_compare(argv: Sequence[str]) -> None:
+    """Train and test the same network under several normalizations and seeds, and report.
+
+    Args:
+        argv: arguments after the command.
+
+    Raises:
+        UserError: wrong arguments, or runs that failed.
+    """
+    options, rest = _parse(argv)
+    rest, (name,) = _without(rest, "--name")
+    rest, (root,) = _without(rest, "--trainer.default_root_dir")
+    arguments = Arguments.of(["fit", *rest])
+    _require_fair(arguments)
+    load_plugins(arguments.plugins)
+    name = name or f"{arguments.given('name') or DEFAULT_NAME}-compare"
+    require_name(name)
+    folder = Path(root or arguments.root) / name
+    arms = read_arms(options.normalizations, _configured(arguments))
+    seeds = _seeds(options.seeds)
+    shared = ("--trainer.enable_progress_bar", "false", *rest)
+    trials = [Trial(arm, seed, folder, shared) for seed in seeds for arm in arms]
+    _require_same(folder, arguments)
+    if options.dry_run:
+        for trial in trials:
+            if not trial.done:
+                print(trial.line())
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
+    signal.signal(signal.SIGTERM, _leave)
+    done = sum(trial.done for trial in trials)
+    print(f"{len(trials)} runs in {folder}, {done} of them done, {options.jobs} at once", flush=True)
+    failed = run_all(trials, jobs=options.jobs, root=folder, said=lambda line: print(line, flush=True))
+    ordered = sorted(trials, key=lambda trial: arms.index(trial.arm))
+    results = [read_result(trial, failed=trial.name in failed) for trial in ordered]
+    command = shlex.join(["python", "-m", "sinkformer_pl", "compare", *argv])
+    text = write_report(results, metric=options.metric, root=folder, command=command, machine=_machine(options.jobs))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(Markdown(text))
+    for file in ("runs.csv", "curves.csv", "summary.md", "comparison.png"):
+        print(folder / file)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(trials)} runs failed, the first by: {next(iter(failed.values()))}; mend the cause "
+            "and give the same command again, which does only what is missing"
+        )
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m sinkformer_pl compare",
+        description="Train and test the same network under several normalizations and seeds; every other argument is "
+        "one of fit. What is done already isn't done again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--normalizations",
+        required=True,
+        help="such as 'Softmax,Sinkhorn(n_iters=21)'; the first is what the others are compared with; one without "
+        "arguments has those of the configuration",
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="of weights and data, each for every normalization")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the processor's threads")
+    parser.add_argument("--metric", default=METRICS[0], choices=METRICS, help="what the tables and the picture show")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is left to do, a run a line, for any scheduler"
+    )
+    options, rest = parser.parse_known_args(argv)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: give 1 or more")
+    return options, rest
+
+
+def _without(argv: Sequence[str], option: str) -> tuple[list[str], list[str | None]]:
+    """The arguments without an option, and its last value."""
+    values, others = split_off(argv, (option,))
+    return others, [values[-1] if values else None]
+
+
+def _require_fair(arguments: Arguments) -> None:
+    if not arguments.configs:
+        raise UserError("compare needs to know what to train: give --config FILE, such as configs/pointcloud.yaml")
+    for flag in arguments.flags:
+        option = flag.partition("=")[0]
+        for taken, reason in DECIDED.items():
+            if option == taken or option.startswith(f"{taken}."):
+                raise UserError(f"{option} can't be given to compare: {reason}; leave it out")
+
+
+def _configured(arguments: Arguments) -> Any:
+    """What the last file that says so has as normalization."""
+    found = [(file.get("model") or {}).get("normalization") for file in arguments.files]
+    return next((value for value in reversed(found) if value is not None), None)
+
+
+def _seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts):
+        raise UserError(f"--seeds {text}: give whole numbers from 0 to 2**32 - 1, with commas between")
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed stands there twice; name each once")
+    return seeds
+
+
+def _request(arguments: Arguments) -> dict[str, Any]:
+    return {"files": arguments.files, "flags": arguments.flags}
+
+
+def _require_same(folder: Path, arguments: Arguments) -> None:
+    """Runs of one folder have all but normalization and seed in common; more of those may be added at any time."""
+    path = folder / RECORD
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(_request(arguments))):
+        raise UserError(
+            f"{folder}: it holds runs with other arguments ({path.name} has them); give this comparison another --name"
+        )
+
+
+def _machine(jobs: int) -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return f"{device}, {jobs} at once, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _leave(signal_number: int, frame: Any) -> None:
+    raise SystemExit(128 + signal_number)

@@ -1,0 +1,93 @@
+"""What a run left, read from its files."""
+
+import csv
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sinkformer_pl.callbacks.run_record import FIT_RECORD
+from sinkformer_pl.comparison.trial import Trial
+
+Status = Literal["done", "resumed", "failed", "unfinished"]
+
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Attributes:
+        trial: which run.
+        status: "done"; "resumed", done, but cut off at least once on the way; "failed"; "unfinished".
+        metrics: the metrics of the test, by name; nothing before the run is done.
+        best: the validation metrics of the checkpoint that was tested.
+        curves: for each of `CURVES` its value at the end of each epoch, by epoch.
+        seconds_per_step: median over epochs; None before the first is over.
+        waiting: share of that time spent waiting for data, median over epochs.
+        peak_mb: largest memory, in MiB.
+    """
+
+    trial: Trial
+    status: Status
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    seconds_per_step: float | None = None
+    waiting: float | None = None
+    peak_mb: float | None = None
+
+
+def read_result(trial: Trial, *, failed: bool = False) -> Result:
+    """Read what there is of a run.
+
+    Args:
+        trial: the run.
+        failed: whether it was tried and failed.
+    """
+    folder = trial.folder
+    if folder is None:
+        return Result(trial, "failed" if failed else "unfinished")
+    status: Status = "failed" if failed else "unfinished"
+    metrics: Mapping[str, float] = {}
+    best: Mapping[str, float] = {}
+    if trial.done:
+        fit = _json(folder / FIT_RECORD)
+        status = "resumed" if fit["resumed"] else "done"
+        metrics, best = _json(folder / "test.json")["metrics"], fit["best"]
+    costs = _rows(folder / "costs.csv")
+    return Result(
+        trial,
+        status,
+        metrics,
+        best,
+        _curves(_rows(folder / "metrics.csv")),
+        seconds_per_step=_median(costs, "seconds_per_step"),
+        waiting=_median(costs, "waiting"),
+        peak_mb=max((float(row["peak_mb"]) for row in costs), default=None),
+    )
+
+
+def _json(path: Any) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _rows(path: Any) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _median(rows: list[dict[str, str]], column: str) -> float | None:
+    return statistics.median(float(row[column]) for row in rows) if rows else None
+
+
+def _curves(rows: list[dict[str, str]]) -> dict[str, dict[int, float]]:
+    # Of an epoch that was begun twice the later row counts.
+    return {
+        name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
+        for name in CURVES
+    }

@@ -1,0 +1,143 @@
+"""Runs one after the other, or several at once, each in a process of its own."""
+
+import contextlib
+import fcntl
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sinkformer_pl.comparison.trial import Trial
+from sinkformer_pl.errors import UserError
+
+USERS_FAULT = 2
+"""Exit status of a command that was refused."""
+
+
+def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[str], None]) -> dict[str, str]:
+    """Do what is left of every trial.
+
+    A trial that fails doesn't stop the others, unless its arguments or data were refused: so will be the others'. Each
+    job has its share of the CPU's threads (`OMP_NUM_THREADS`, unless it is set already) and, where
+    `CUDA_VISIBLE_DEVICES` lists several devices, one of them in turn.
+
+    Args:
+        trials: the runs.
+        jobs: how many at once.
+        root: folder of the comparison. As long as a process works in it, another one can't.
+        said: is told a line as each trial begins and ends.
+
+    Returns:
+        The cause of failure, for each trial that failed, by its name.
+
+    Raises:
+        UserError: a trial was refused, or another process works in the folder.
+    """
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    running: set[subprocess.Popen[bytes]] = set()
+    stop = threading.Event()
+    failed: dict[str, str] = {}
+    refused: list[str] = []
+
+    def work(trial: Trial, lock: int) -> None:
+        if stop.is_set():
+            return
+        slot = slots.get()
+        try:
+            said(f"{trial.label}: begins" if trial.folder is None else f"{trial.label}: goes on")
+            for command in trial.commands():
+                status = _run(command, trial.log, _environment(slot, jobs), lock, running, stop)
+                if stop.is_set():
+                    return
+                if status:
+                    failed[trial.name] = _cause(trial.log, status)
+                    said(f"{trial.label}: {command[0]} failed, {failed[trial.name]}")
+                    if status == USERS_FAULT:
+                        refused.append(failed[trial.name])
+                        stop.set()
+                    return
+            said(f"{trial.label}: done")
+        finally:
+            slots.put(slot)
+
+    with _locked(root) as lock, ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in [pool.submit(work, trial, lock) for trial in trials if not trial.done]:
+                future.result()
+        finally:
+            stop.set()
+            for process in list(running):
+                process.terminate()
+    if refused:
+        raise UserError(refused[0])
+    return failed
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[int]:
+    """Hold the folder; the runs inherit the lock, so that it lasts as long as any of them lives."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{root}: another process works in it, maybe a run of a comparison that was killed; wait for it, "
+                "or stop it"
+            ) from None
+        yield file.fileno()
+
+
+def _run(
+    command: Sequence[str],
+    log: Path,
+    environment: dict[str, str],
+    lock: int,
+    running: set[subprocess.Popen[bytes]],
+    stop: threading.Event,
+) -> int:
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sinkformer_pl", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=(lock,),
+        )
+        running.add(process)
+        if stop.is_set():
+            process.terminate()
+        try:
+            return process.wait()
+        finally:
+            running.discard(process)
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if jobs > 1 and len(devices) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return environment
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cause(log: Path, status: int) -> str:
+    """What a command printed last, or as an error."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    last = lines[-1].strip() if lines else "no output"
+    return f"status {status}: {last} ({log})"

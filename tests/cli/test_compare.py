@@ -1,0 +1,231 @@
+"""compare, as a user calls it: real runs in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sinkformer_pl.cli import main
+from tests.cli.conftest import TINY
+
+# Writes down what a training sees: the samples of each step, their values, and the weights at the start.
+WITNESS = """
+import hashlib, json, os, time
+import pytorch_lightning as pl
+
+
+class Witness(pl.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.seen = []
+        self.weights = {name: digest(value) for name, value in pl_module.state_dict().items()}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append([batch.index.tolist(), digest(batch.inputs), batch.target.tolist()])
+
+    def on_fit_end(self, trainer, pl_module):
+        with open(trainer.default_root_dir + "/" + str(os.getpid()) + ".json", "w") as file:
+            name = type(pl_module.backbone.blocks[0].gather.attention.normalization).__name__
+            json.dump({"name": name, "seen": self.seen, "weights": self.weights}, file)
+
+
+class Slow(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+"""
+
+
+def config(folder: Path, callback: str, epochs: int) -> None:
+    trainer = {**TINY["trainer"], "max_epochs": epochs, "callbacks": [f"witness.{callback}"]}
+    content = {**TINY, "plugins": ["witness"], "trainer": trainer}
+    content["model"] = {**TINY["model"], "normalization": {"class_path": "Sinkhorn", "init_args": {"n_iters": 5}}}
+    content["model"]["backbone"]["init_args"]["dropout"] = 0.1
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    (folder / "witness.py").write_text(WITNESS)
+
+
+def compare(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "sinkformer_pl", "compare", "--config", "tiny.yaml", *argv]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A folder with a comparison of three normalizations, and what the command printed."""
+    folder = tmp_path_factory.mktemp("compared")
+    config(folder, "Witness", 2)
+    arms = "Softmax,Sinkhorn,LowRankSinkhorn(rank=4)"
+    command = compare("--normalizations", arms, "--seeds", "3,4", "--jobs", "2")
+    command += ["--data.batch_size", "16"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, command, done.stdout
+
+
+def test_everything_is_reported(compared):
+    folder, _, printed = compared
+    root = folder / "runs/tiny-compare"
+    rows = list(csv.DictReader((root / "runs.csv").open()))
+    labels = ["Softmax", "Sinkhorn(n_iters=5)", "LowRankSinkhorn(rank=4)"]
+    assert [(row["normalization"], row["seed"]) for row in rows] == [(label, s) for label in labels for s in "34"]
+    for row in rows:
+        assert row["status"] == "done"
+        test = json.loads((folder / row["folder"] / "test.json").read_text())
+        assert float(row["test/accuracy"]) == test["metrics"]["test/accuracy"]
+        assert row["normalization"].startswith(test["normalization"]["class_path"].rpartition(".")[2])
+        assert 0 < float(row["seconds_per_step"]) < 60
+        assert 50 < float(row["peak_mb"]) < 20000
+    assert (root / "summary.md").read_text().count("| done |") == 6
+    for label in labels:
+        assert label in printed
+    assert (root / "comparison.png").is_file()
+
+
+def test_arms_see_the_same_batches_and_begin_with_the_same_weights(compared):
+    folder, *_ = compared
+    witnesses = [json.loads(path.read_text()) for path in (folder / "runs/tiny-compare").glob("*.json")]
+    witnesses = [witness for witness in witnesses if "seen" in witness]
+    assert len(witnesses) == 6
+    for mine in witnesses:
+        twins = [other for other in witnesses if other["seen"] == mine["seen"]]
+        assert {twin["name"] for twin in twins} == {"Softmax", "Sinkhorn", "LowRankSinkhorn"}
+        assert len(twins) == 3
+        for twin in twins:
+            shared = mine["weights"].keys() & twin["weights"].keys()
+            assert len(shared) > 20
+            assert {key for key in shared if mine["weights"][key] != twin["weights"][key]} == set()
+        others = [other for other in witnesses if other not in twins]
+        assert all(
+            other["weights"]["backbone.embed.weight"] != mine["weights"]["backbone.embed.weight"] for other in others
+        )
+
+
+def test_what_is_done_isnt_done_again_and_seeds_can_be_added(compared, monkeypatch, capsys):
+    folder, command, _ = compared
+    monkeypatch.chdir(folder)
+    root = folder / "runs/tiny-compare"
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.ckpt")}
+    argv = command[3:]
+    main(argv)
+    assert "6 of them done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.ckpt")} == before
+    argv[argv.index("3,4")] = "3,4,5"
+    main([*argv, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    fit, test = lines[1].split(" && ")
+    assert fit.startswith("python -m sinkformer_pl fit ")
+    assert "--model.normalization Sinkhorn --model.normalization.n_iters 5" in fit
+    assert "--seed_everything 5 --data.seed 5" in fit
+    assert test.endswith("--ckpt_path best")
+    # Another scheduler runs a line; compare finds its result.
+    line = lines[0].replace("python -m", f"{sys.executable} -m")
+    subprocess.run(line, shell=True, check=True, capture_output=True)
+    main([*argv, "--dry-run"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_other_arguments_need_another_name(compared, monkeypatch, capsys):
+    folder, command, _ = compared
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        main([*command[3:], "--model.backbone.dim", "16"])
+    assert "it holds runs with other arguments" in capsys.readouterr().err
+
+
+def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
+    config(tmp_path, "Slow", 4)
+    command = compare("--normalizations", "Softmax,Sinkhorn", "--seeds", "0")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    slow = {**environment, "PAUSE": "30"}
+    first = subprocess.Popen(command, cwd=tmp_path, env=slow, stdout=subprocess.DEVNULL, start_new_session=True)
+    root = tmp_path / "runs/tiny-compare"
+    deadline = time.monotonic() + 180
+    while not list(root.glob("Softmax-seed0/version_0/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    # Its run still lives: nobody else may work there.
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "another process works in it" in refused.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    while True:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        if "another process" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Softmax, seed 0: goes on" in done.stdout
+    rows = list(csv.DictReader((root / "runs.csv").open()))
+    assert [row["status"] for row in rows] == ["resumed", "done"]
+    assert "1 of them resumed" in (root / "summary.md").read_text()
+    for row in rows:
+        assert json.loads((tmp_path / row["folder"] / "fit.json").read_text())["epochs"] == 4
+        assert row["folder"].endswith("version_0")
+    epochs = [row["epoch"] for row in csv.DictReader((root / "curves.csv").open()) if row["normalization"] == "Softmax"]
+    assert epochs == ["0", "1", "2", "3"]
+
+
+def test_runs_that_fail_are_reported_and_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config(tmp_path, "Witness", 1)
+    source = (tmp_path / "witness.py").read_text()
+    raising = """
+        if "Sinkhorn" in str(pl_module.hparams["normalization"]):
+            raise OSError("the disk is full")"""
+    (tmp_path / "witness.py").write_text(source.replace("self.seen = []", "self.seen = []" + raising))
+    argv = compare("--normalizations", "Sinkhorn,Softmax", "--seeds", "0")[3:]
+    with pytest.raises(SystemExit):
+        main(argv)
+    captured = capsys.readouterr()
+    assert "Sinkhorn(n_iters=5), seed 0: fit failed, status 1: OSError: the disk is full" in captured.out
+    assert "| Softmax | 0 | done |" in Path("runs/tiny-compare/summary.md").read_text()
+    assert "| Sinkhorn(n_iters=5) | 0 | failed | - |" in Path("runs/tiny-compare/summary.md").read_text()
+    assert captured.err.startswith("error: 1 of 2 runs failed, the first by: status 1: OSError: the disk is full")
+    (tmp_path / "witness.py").write_text(source)
+    main(argv)
+    assert "1 of them done" in capsys.readouterr().out
+
+
+def test_what_is_refused_stops_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config(tmp_path, "Witness", 1)
+    with pytest.raises(SystemExit):
+        main([*compare("--normalizations", "Softmax,Sinkhorn")[3:], "--model.backbone.dim", "9"])
+    captured = capsys.readouterr()
+    assert captured.err == "error: num_heads=2 must divide the width dim=9; or give head_dim\n"
+    assert captured.out.count("begins") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--normalizations", "Softmax,Sinkhorn", "--seeds", "1,1"], "--seeds 1,1: a seed stands there twice"),
+        (["--normalizations", "Softmax,Sinkhorn", "--seeds", "a"], "--seeds a: give whole numbers"),
+        (["--normalizations", "Softmax,Sinkhorn", "--jobs", "0"], "--jobs 0: give 1 or more"),
+        (
+            ["--normalizations", "Softmax,Sinkhorn", "--data.seed", "1"],
+            "--data.seed can't be given to compare: --seeds",
+        ),
+        (["--normalizations", "Softmax,Sinkhorn", "--model.normalization=Softmax"], "--normalizations names them"),
+        (["--normalizations", "Softmax,Sinkhorn", "--name", "a/b"], "give the name of one folder"),
+    ],
+)
+def test_wrong_arguments(argv, message, tiny, fail):
+    assert message in fail("compare", "--config", tiny, *argv)
+
+
+def test_without_a_configuration(fail):
+    assert "give --config FILE" in fail("compare", "--normalizations", "Softmax,Sinkhorn")

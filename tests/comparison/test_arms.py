@@ -1,0 +1,61 @@
+"""Normalizations as they are written on the command line."""
+
+import pytest
+
+from sinkformer_pl.comparison import Arm, read_arms
+from sinkformer_pl.errors import UserError
+
+CONFIGURED = {"class_path": "Sinkhorn", "init_args": {"n_iters": 9}}
+
+
+def test_names_arguments_and_dotted_paths():
+    arms = read_arms("Softmax, Sinkhorn(n_iters=21),sinkformer_pl.normalizations.Sparsemax", None)
+    assert arms == [Arm("Softmax"), Arm("Sinkhorn", {"n_iters": 21}), Arm("sinkformer_pl.normalizations.Sparsemax")]
+    assert [arm.label for arm in arms] == ["Softmax", "Sinkhorn(n_iters=21)", "Sparsemax"]
+    assert arms[1].flags() == ["--model.normalization", "Sinkhorn", "--model.normalization.n_iters", "21"]
+
+
+@pytest.mark.parametrize(
+    "configured", [CONFIGURED, {**CONFIGURED, "class_path": "sinkformer_pl.normalizations.Sinkhorn"}]
+)
+def test_one_without_arguments_has_those_of_the_configuration(configured):
+    softmax, sinkhorn = read_arms("Softmax,Sinkhorn", configured)
+    assert (softmax.arguments, sinkhorn.arguments) == ({}, {"n_iters": 9})
+    _, sinkhorn = read_arms("Softmax,Sinkhorn(n_iters=3)", configured)
+    assert sinkhorn.arguments == {"n_iters": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "flag"),
+    [("'exact'", "exact", "exact"), ("true", True, "true"), ("inf", float("inf"), "Infinity"), ("0.5", 0.5, "0.5")],
+)
+def test_values_of_arguments(given, value, flag):
+    [arm] = [arm for arm in read_arms("Softmax,SemiUnbalancedSinkhorn(rho=1.0)", None) if arm.arguments]
+    assert arm.arguments == {"rho": 1.0}
+    from sinkformer_pl.comparison.arms import _arm, ast
+
+    arm = _arm(ast.parse(f"X(a={given})", mode="eval").body)
+    assert arm == Arm("X", {"a": value})
+    assert arm.flags()[-1] == flag
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Softmax", "give two or more"),
+        ("Softmax,Softmax", "Softmax stands there twice"),
+        ("Softmax,Sinkhorn,Sinkhorn(n_iters=9)", r"Sinkhorn\(n_iters=9\) stands there twice"),
+        ("Softmax,Sinkhron", "Sinkhron: no normalization of this name; there are .*Sinkhorn"),
+        ("Softmax,Sinkhorn(n_iters=2)", r"Sinkhorn\(n_iters=2\): .*odd"),
+        ("Softmax,Sinkhorn(iters=3)", r"Sinkhorn\(iters=3\): it has no argument iters; it takes n_iters"),
+        ("Sparsemax,Softmax(a=1)", "no argument a; it takes none"),
+        ("Softmax,Sinkhorn(3)", "expected names with commas"),
+        ("Softmax,Sinkhorn(n_iters", "expected names with commas"),
+        ("Softmax,torch.nn.Linear", "is no AttentionNormalization"),
+        ("Softmax,nowhere.Norm", "can't import nowhere.Norm"),
+        ("", "give two or more"),
+    ],
+)
+def test_what_cant_be_compared(text, message):
+    with pytest.raises(UserError, match=message):
+        read_arms(text, CONFIGURED)
