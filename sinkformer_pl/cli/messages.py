@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import import_class, parameters_of
 from sinkformer_pl.models import Backbone
 from sinkformer_pl.normalizations import registered
@@ -115,3 +116,16 @@ def closest(name: str, valid: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in valid}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a class itself said, under the parser's own words; the innermost message meant for users if there is one."""
+    chain = [error]
+    while (inner := _inner(chain[-1])) is not None:
+        chain.append(inner)
+    meant = [link for link in chain if isinstance(link, UserError)]
+    return meant[-1] if meant else chain[-1]
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,11 +1,10 @@
 """fit, validate, test and predict, on LightningCLI."""
 
-import argparse
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
@@ -20,7 +19,8 @@ from rich.table import Table
 from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord, StepCosts
 from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_match
 from sinkformer_pl.cli.arguments import Arguments
-from sinkformer_pl.cli.messages import closest, condense
+from sinkformer_pl.cli.messages import closest, condense, root_cause
+from sinkformer_pl.cli.parser import Parser
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
@@ -74,22 +74,6 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-class _Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            # A parser within the parser, for the arguments of one class: the outer one adds its key to the message.
-            super().error(message, ex)
-        parsers = [self, *(sub for action in self._actions for sub in _subparsers(action))]
-        options = [
-            option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings
-        ]
-        raise UserError(condense(message, options))
-
-
-def _subparsers(action: argparse.Action) -> list[argparse.ArgumentParser]:
-    return list(action.choices.values()) if isinstance(action, argparse._SubParsersAction) else []
-
-
 class TrainingCLI(LightningCLI):
     """LightningCLI with a run folder, the arguments in the order of their precedence, and short messages."""
 
@@ -104,7 +88,7 @@ class TrainingCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": DEFAULT_ROOT},
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={"allow_abbrev": False, arguments.command: {"allow_abbrev": False}},
             args=arguments.ordered(),
         )
@@ -157,7 +141,7 @@ class TrainingCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, NotImplementedError, OSError) as error:
-            raise UserError(" ".join(str(_root_cause(error)).split("\n"))) from error
+            raise UserError(" ".join(str(root_cause(error)).split("\n"))) from error
         if self.arguments.content is not None and self.arguments.checkpoint is not None:
             require_match(self.arguments.content, self.model, self.arguments.checkpoint)
             # Lightning does so too, but not for data of another class than the run's.
@@ -309,19 +293,6 @@ class TrainingCLI(LightningCLI):
         trained = (self.arguments.content or {}).get("hyper_parameters", {}).get("normalization")
         before = f", trained under {readable(trained)}" if trained and readable(trained) != now else ""
         _say(f"{doing} under {now}{before}; folder {self.folder}")
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What a class itself said, under the parser's own words; the innermost message meant for users if there is one."""
-    chain = [error]
-    while (inner := _inner(chain[-1])) is not None:
-        chain.append(inner)
-    meant = [link for link in chain if isinstance(link, UserError)]
-    return meant[-1] if meant else chain[-1]
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 @rank_zero_only
