@@ -1,8 +1,12 @@
 """Every configuration is built and run for a few batches, under both arms."""
 
+import itertools
+import re
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sinkformer_pl.cli import main
@@ -13,33 +17,65 @@ EMBEDDED = ("pointcloud.yaml", "image.yaml", "text.yaml")  # their data come wit
 FAST = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "4"]
 
 
-@pytest.fixture
-def clouds(tmp_path):
-    """A file of forty clouds of 1100 points in four classes."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % 4
-    points = rng.normal(size=(40, 1100, 3)) * (1 + labels[:, None, None] * np.array([1.0, 0.0, 0.5]))
-    path = tmp_path / "clouds.npz"
-    split = {
-        "train_points": points[:28],
-        "train_label": labels[:28],
-        "test_points": points[28:],
-        "test_label": labels[28:],
-    }
-    np.savez(path, **split)
-    return path
+@pytest.fixture(scope="session")
+def layouts(real_data, tmp_path_factory):
+    """A folder of real files in the published layouts, and small photos."""
+    root = tmp_path_factory.mktemp("data")
+    for archive in ("aclImdb.tar.gz", "cats_and_dogs.tar"):
+        with tarfile.open(real_data / archive) as file:
+            # Some of each folder: the whole would take a minute to read.
+            chosen = [member for member in file.getmembers() if zlib.crc32(member.name.encode()) % 40 == 0]
+            file.extractall(root, members=chosen, filter="data")
+    (root / "MNIST").symlink_to(real_data / "torchvision/MNIST")
+    (root / "emotion").symlink_to(real_data / "tweeteval_emotion")
+    with zipfile.ZipFile(real_data / "ModelNet10.zip") as file:
+        file.extractall(root)
+    (root / "ModelNet40").symlink_to(root / "ModelNet10")
+    return root
+
+
+def header(name):
+    lines = (CONFIGS / name).read_text().splitlines()
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 @pytest.mark.parametrize("normalization", [[], ["--model.normalization", "Softmax"]], ids=["as it is", "Softmax"])
-@pytest.mark.parametrize("name", NAMES)
-def test_config_runs(name, normalization, clouds, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_config_without_files_runs(name, normalization, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path = CONFIGS / name
-    data = [] if name in EMBEDDED else ["--data.root", str(clouds), "--data.num_workers", "0"]
-    main(["fit", "--config", str(path), *data, *FAST, *normalization])
+    main(["fit", "--config", str(CONFIGS / name), *FAST, *normalization])
     assert f"training under {'Softmax()' if normalization else 'Sinkhorn(n_iters='}" in capsys.readouterr().out
-    # The header says how to run it.
-    assert f"python -m sinkformer_pl fit --config configs/{name}" in path.read_text()
+
+
+@pytest.mark.parametrize("normalization", [[], ["--model.normalization", "Softmax"]], ids=["as it is", "Softmax"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
+def test_config_runs_on_files_in_the_published_layout(name, normalization, layouts, tmp_path, monkeypatch, capsys):
+    """At the published sizes; only the batch is small."""
+    (tmp_path / "data").symlink_to(layouts)
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / name), *FAST, *normalization, *("--data.num_workers", "0")])
+    assert f"training under {'Softmax()' if normalization else 'Sinkhorn(n_iters='}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 7, 14, 28])
+def test_patch_sizes_of_the_mnist_study(patch_size, layouts, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(layouts)
+    monkeypatch.chdir(tmp_path)
+    override = ["--model.backbone.patch_size", str(patch_size)]
+    main(["fit", "--config", str(CONFIGS / "paper/mnist.yaml"), *FAST, *override])
+    assert "training under Sinkhorn(n_iters=5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_says_how_to_run_it_and_what_to_expect(name):
+    said = header(name)
+    assert f"python -m sinkformer_pl fit --config configs/{name}" in said
+    assert "Expected: " in said
+    for named in re.findall(r"\b((?:configs|docs)/[\w/.]+\.\w+)", said):
+        assert (CONFIGS.parent / named).is_file(), named
+    if name.startswith("paper/"):
+        assert "What differs here, on purpose" in said
+        assert "Cost: " in said
 
 
 def test_modelnet10_config_on_meshes_in_the_official_layout(real_data, tmp_path, monkeypatch, capsys):

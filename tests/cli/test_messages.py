@@ -144,7 +144,7 @@ def test_wrong_arrays_leave_no_trace(tiny, fail, tmp_path):
 
 
 def test_wrong_command(fail):
-    assert "fit, validate, test, predict, normalizations, benchmark" in fail("tset")
+    assert "fit, validate, test, predict, compare, normalizations, benchmark" in fail("tset")
     assert "--config" in fail("fit")
     for command in ("validate", "test", "predict"):
         assert "--ckpt_path" in fail(command)
