@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": {"batch", "errors"},
     "callbacks": {"checkpoints", "batch", "errors"},
     "testing": {"normalizations", "ops"},
-    "benchmark": {"ops", "errors"},
+    "benchmark": {"models", "normalizations", "ops", "errors"},
     "comparison": {"callbacks", "runs", "normalizations", "errors", "factories"},
     "cli": {
         "benchmark",

@@ -3,5 +3,19 @@
 from sinkformer_pl.benchmark.attention import SUITES, Case, Result, measure
 from sinkformer_pl.benchmark.plans import compare_plans, published_step
 from sinkformer_pl.benchmark.timing import Times, interleaved
+from sinkformer_pl.benchmark.training import Step, Waiting, compare_steps, measure_waiting
 
-__all__ = ["SUITES", "Case", "Result", "Times", "compare_plans", "interleaved", "measure", "published_step"]
+__all__ = [
+    "SUITES",
+    "Case",
+    "Result",
+    "Step",
+    "Times",
+    "Waiting",
+    "compare_plans",
+    "compare_steps",
+    "interleaved",
+    "measure",
+    "measure_waiting",
+    "published_step",
+]

@@ -3,14 +3,24 @@
 import argparse
 import json
 import platform
+import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from sinkformer_pl.benchmark import SUITES, Result, compare_plans, measure, published_step
+from sinkformer_pl.benchmark import (
+    SUITES,
+    Result,
+    compare_plans,
+    compare_steps,
+    measure,
+    measure_waiting,
+    published_step,
+)
 from sinkformer_pl.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -26,7 +36,7 @@ def run_benchmark(argv: Sequence[str]) -> None:
         UserError: an unknown suite, or no checkout in the folder given.
     """
     options = _parse(argv)
-    suites = [name.strip() for name in options.suites.split(",")]
+    suites = [name.strip() for name in options.suites.split(",")] if options.suites else []
     if unknown := set(suites) - {*SUITES, "plans"}:
         raise UserError(
             f"--suites {', '.join(sorted(unknown))}: no such suite; there are {', '.join((*SUITES, 'plans'))}"
@@ -54,6 +64,8 @@ def run_benchmark(argv: Sequence[str]) -> None:
                 table.add_row(name, f"{milliseconds:.1f}")
             console.print(table)
             record[f"plans_{points}"] = plans
+    if options.training:
+        record["steps"], record["waiting"] = _measure_training(options, console)
     if options.json:
         Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
         console.print(f"results: {options.json}")
@@ -64,14 +76,53 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m sinkformer_pl benchmark",
         description="Forward and backward of Sinkhorn attention, against PyTorch's fused softmax attention.",
     )
-    parser.add_argument("--suites", default="dense,streaming", help="of dense, streaming, long, plans; commas between")
+    parser.add_argument(
+        "--suites", help="of dense, streaming, long, plans; commas between; by default the first two, unless --training"
+    )
+    parser.add_argument("--training", action="store_true", help="whole training steps, and the wait for data")
+    parser.add_argument("--batch", type=int, default=16, help="clouds in a batch, with --training")
+    parser.add_argument("--points", type=int, default=1000, help="points of each, with --training")
+    parser.add_argument(
+        "--fit",
+        action="append",
+        default=[],
+        help="arguments of a fit whose wait for data is measured, with --training; may be given several times; by "
+        "default those of the three configurations that need no files",
+    )
     parser.add_argument("--repeats", type=int, default=15, help="interleaved repeats of each method")
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=list(DTYPES))
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--published", help="folder of a checkout of github.com/michaelsdr/sinkformers, to run against")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.suites is None and not options.training:
+        options.suites = "dense,streaming"
+    return options
+
+
+def _measure_training(options: argparse.Namespace, console: Console) -> tuple[list[object], list[object]]:
+    steps = compare_steps(
+        batch=options.batch,
+        points=options.points,
+        repeats=options.repeats,
+        device=options.device,
+        published=options.published,
+    )
+    title = f"Set Transformer of width 256, {options.batch} clouds of {options.points} points, fp32"
+    table = Table(title, "ms a step", "ratio to Softmax", "quartiles")
+    for step in steps:
+        table.add_row(step.name, f"{step.ms:.1f}", f"{step.ratio:.2f}", "{:.2f}-{:.2f}".format(*step.quartiles))
+    console.print(table)
+    table = Table("fit", "workers", "ms a step", "waiting for data")
+    found = []
+    for arguments in options.fit or [f"--config configs/{name}.yaml" for name in ("pointcloud", "image", "text")]:
+        for workers in (0, 2):
+            waiting = measure_waiting(shlex.split(arguments), workers=workers)
+            table.add_row(waiting.arguments, str(workers), f"{waiting.ms:.1f}", f"{waiting.share:.1%}")
+            found.append(waiting)
+    console.print(table)
+    return [asdict(step) for step in steps], [asdict(waiting) for waiting in found]
 
 
 def _machine(options: argparse.Namespace) -> str:

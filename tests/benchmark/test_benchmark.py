@@ -63,3 +63,27 @@ def test_the_command_writes_json(tmp_path, monkeypatch, capsys):
 def test_a_folder_without_the_published_code_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"layers\.py"):
         published_step(str(tmp_path))
+
+
+def test_training_steps_and_the_wait_for_data(tmp_path, capsys, monkeypatch):
+    config = Path(__file__).parents[2] / "configs/pointcloud.yaml"
+    small = (
+        "--data.train_size 32 --data.val_size 12 --data.batch_size 8 --model.backbone.dim 8 --trainer.accelerator cpu"
+    )
+    argv = ["benchmark", "--training", "--device", "cpu", "--repeats", "2", "--threads", "1", "--batch", "2"]
+    record = tmp_path / "record.json"
+    main([*argv, "--points", "20", "--fit", f"--config {config} {small}", "--json", str(record)])
+    content = json.loads(record.read_text())
+    assert [step["name"] for step in content["steps"]] == ["Softmax", "Sinkhorn(n_iters=3)", "Sinkhorn(n_iters=21)"]
+    assert content["steps"][0]["ratio"] == 1.0
+    assert [waiting["workers"] for waiting in content["waiting"]] == [0, 2]
+    assert all(0 < waiting["share"] < 1 and waiting["ms"] > 0 for waiting in content["waiting"])
+    assert "dense" not in content
+    assert "waiting for data" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_is_named(capsys):
+    argv = ["benchmark", "--training", "--device", "cpu", "--repeats", "1", "--batch", "2", "--points", "20"]
+    with pytest.raises(SystemExit):
+        main([*argv, "--fit", "--config nowhere.yaml"])
+    assert "fit --config nowhere.yaml: --config nowhere.yaml: no such file" in capsys.readouterr().err
