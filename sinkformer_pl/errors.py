@@ -1,4 +1,4 @@
-"""The one exception that the command line shows without a traceback."""
+"""The exceptions that the command line shows without a traceback."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message is one line that names the file or key, the cause and the remedy.
     """
+
+
+class RunError(UserError):
+    """A cause that came up in the course of a run: one with another seed or normalization may be spared."""

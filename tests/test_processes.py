@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,127 @@ def test_main_config_trains_to_its_end_under_ddp_and_is_evaluated_alike(folder):
     table, other = (list(csv.DictReader(text.splitlines())) for text in (alone_rows, together_rows))
     assert [row["sample"] for row in table] == [row["sample"] for row in other]
     assert [row["class"] for row in table] == [row["class"] for row in other]
+
+
+FAULT = """
+import os
+import signal
+import time
+
+import pytorch_lightning as pl
+
+from sinkformer_pl.errors import UserError
+
+
+class Fault(pl.Callback):
+    def __init__(self, rank: int, kind: str):
+        self.rank, self.kind = rank, kind
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step < 2:
+            return
+        if trainer.global_rank != self.rank:
+            if self.kind == "hang":
+                time.sleep(1000)
+        elif self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == "nan":
+            batch.inputs[1] = float("nan")
+        elif self.kind == "bug":
+            raise KeyError("the first cause")
+        else:
+            raise UserError("the first cause")
+"""
+
+
+def left_over(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "expected"),
+    [
+        ("user", 1, "error: the first cause"),
+        ("bug", 0, "KeyError: 'the first cause'"),
+        ("nan", 1, "error: epoch 0, step 2: batch 2 has a loss of nan: the inputs of train/"),
+        ("kill", 0, "was ended"),
+        ("kill", 1, "was ended by SIGKILL"),
+        ("hang", 0, "error: the first cause"),
+    ],
+)
+def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, expected):
+    (tmp_path / "fault.py").write_text(FAULT)
+    fault = ["--plugins", "fault", "--trainer.callbacks", "fault.Fault"]
+    fault += ["--trainer.callbacks.rank", str(rank), "--trainer.callbacks.kind", kind]
+    small = [*SMALL, "--model.backbone.dim", "8", "--model.backbone.num_heads", "2", "--data.num_points", "16"]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sinkformer_pl", "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *small],
+            cwd=tmp_path,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            assert process.wait(timeout=90) != 0
+            deadline = time.monotonic() + 30
+            while left_over(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not left_over(process.pid)
+        finally:
+            if left_over(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+    printed = (tmp_path / "out").read_text()
+    assert printed.count(expected) == 1, printed
+    assert printed.count("error: ") + printed.count("Traceback") == 1, printed
+    assert "terminated with code" not in printed
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+SCRIPT = """
+import os
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from sinkformer_pl.callbacks import RequireFinite
+from sinkformer_pl.data import ProceduralShapes
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.models import SetTransformer
+from sinkformer_pl.normalizations import Softmax
+from sinkformer_pl.tasks import Classifier
+
+
+class Overflow(pl.Callback):
+    # Of the loss alone, of which the other process's gradients know nothing.
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            loss.data.fill_(float("inf"))
+
+
+model = Classifier(partial(SetTransformer, dim=8, num_heads=2, inducing_points=4), Softmax, num_classes=12)
+trainer = pl.Trainer(
+    max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[Overflow(), RequireFinite()],
+)
+try:
+    trainer.fit(model, ProceduralShapes(train_size=96, val_size=24, test_size=24, batch_size=8))
+except UserError as error:
+    Path(f"rank{trainer.global_rank}").write_text(str(error))
+"""
+
+
+def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith("epoch 0, step 2: batch 2 has a loss of inf, of 8 samples (train/")

@@ -1,6 +1,7 @@
 """A CSV log that a resumed run goes on with."""
 
 import csv
+import os
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger
@@ -9,13 +10,55 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 
 class _Appender(ExperimentWriter):
-    """Lightning's own writer deletes an earlier `metrics.csv`; this one adds to it."""
+    """Lightning's own writer deletes an earlier `metrics.csv`; this one adds to it.
+
+    Attributes:
+        rows: number of rows in the file.
+    """
+
+    rows: int
 
     def _check_log_dir_exists(self) -> None:
+        columns, rows = self._read()
+        self.metrics_keys = columns
+        self.rows = len(rows)
+
+    def rewind(self, step: int, rows: int | None) -> None:
+        """Drop later rows, and columns that only they have."""
+        columns, kept = self._read()
+        kept = [row for row in kept[:rows] if (row["step"] or "").isdecimal() and int(row["step"]) < step]
+        self.metrics_keys = [column for column in columns if any(row[column] for row in kept)]
+        self.rows = len(kept)
+        if kept:
+            self._replace(kept)
+        else:
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write what was recorded."""
+        self.rows += len(self.metrics)
+        super().save()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._replace(self._read()[1])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        if not path.is_file():
+            return [], []
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or []), list(reader)
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        # Beside it and then in its place: a process that is killed leaves the one or the other.
+        path = Path(self.metrics_file_path)
+        part = path.with_suffix(".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, path)
 
 
 class AppendingCSVLogger(CSVLogger):
@@ -35,3 +78,17 @@ class AppendingCSVLogger(CSVLogger):
         if self._experiment is None:
             self._experiment = _Appender(log_dir=self.log_dir)
         return self._experiment  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the file."""
+        return self.experiment.rows  # type: ignore[attr-defined]
+
+    def rewind(self, *, step: int, rows: int | None) -> None:
+        """Drop what was logged after a checkpoint, so that a training that goes on from it logs it again.
+
+        Args:
+            step: steps below this one stay.
+            rows: at most this many rows stay, None for any number.
+        """
+        self.experiment.rewind(step, rows)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from sinkformer_pl.checkpoints import CONFIG_KEY, METRICS_KEY, read_checkpoint
+from sinkformer_pl.checkpoints import CLASSES_KEY, CONFIG_KEY, METRICS_KEY, read_checkpoint
 
 FIT_RECORD = "fit.json"
 """It lies in the folder of a run whose training has come to its end."""
@@ -21,7 +21,7 @@ class RunRecord(pl.Callback):
     Writes `config.yaml` when a fit starts; `fit.json` when it has come to its end (epochs, steps, validation metrics
     of the best checkpoint, and the epochs at which it went on from a checkpoint); `validate.json` or `test.json`
     (metrics, confusion matrix, checkpoint, normalization) when an evaluation by that command ends. A checkpoint also
-    gets the validation metrics of its moment.
+    gets the class names and the validation metrics of its moment.
 
     Args:
         folder: the run's folder.
@@ -66,8 +66,9 @@ class RunRecord(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add configuration and metrics."""
+        """Add configuration, class names and metrics."""
         checkpoint[CONFIG_KEY] = self.config
+        checkpoint[CLASSES_KEY] = _classes(trainer)
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
 
     def _best(self, trainer: pl.Trainer) -> dict[str, float]:
@@ -90,7 +91,7 @@ class RunRecord(pl.Callback):
             "checkpoint": str(trainer.ckpt_path),
             "normalization": pl_module.hparams.get("normalization"),
             "metrics": _numbers(trainer, f"{stage}/"),
-            "classes": list(getattr(getattr(trainer, "datamodule", None), "classes", ())),
+            "classes": _classes(trainer),
             "confusion": None if confusion is None else confusion.tolist(),
         }
         self._write(name, json.dumps(record, indent=2))
@@ -98,8 +99,15 @@ class RunRecord(pl.Callback):
     @rank_zero_only
     def _write(self, name: str, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / name).write_text(text, encoding="utf-8")
+        # A process that is killed leaves the old file or the new one.
+        part = self.folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.folder / name)
 
 
 def _numbers(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _classes(trainer: pl.Trainer) -> list[str]:
+    return list(getattr(getattr(trainer, "datamodule", None), "classes", ()))

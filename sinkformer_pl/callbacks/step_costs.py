@@ -18,7 +18,8 @@ class StepCosts(pl.Callback):
 
     Columns: `epoch`; `steps`, batches; `seconds_per_step`, the median time from the end of a batch to the end of the
     next, validation left out; `waiting`, the share of all that time that went by before a batch was there;
-    `peak_mb`, the largest memory so far in MiB: PyTorch's own on a GPU, resident memory of the process elsewhere.
+    `peak_mb`, the largest memory so far in MiB: PyTorch's own on a GPU, resident memory of the process elsewhere. In
+    an epoch that was cut off they are of the batches since then.
 
     No device is waited for: on a GPU the times are those of a queue that is kept full, `waiting` what the queue could
     still hide.
@@ -32,6 +33,16 @@ class StepCosts(pl.Callback):
         self._steps: list[float] = []
         self._waits: list[float] = []
         self._last: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop the rows of epochs that are done again."""
+        if trainer.ckpt_path is None or not trainer.is_global_zero or not self.path.is_file():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        kept = [row for row in rows[1:] if row and row[0].isdecimal() and int(row[0]) < trainer.current_epoch]
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting; the first batch, for which workers may have to start, isn't counted."""

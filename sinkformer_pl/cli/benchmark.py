@@ -21,6 +21,7 @@ from sinkformer_pl.benchmark import (
     measure_waiting,
     published_step,
 )
+from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -41,6 +42,8 @@ def run_benchmark(argv: Sequence[str]) -> None:
         raise UserError(
             f"--suites {', '.join(sorted(unknown))}: no such suite; there are {', '.join((*SUITES, 'plans'))}"
         )
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise UserError(f"--json {options.json}: its folder doesn't exist; make it first")
     published = published_step(options.published) if options.published else None
     torch.set_num_threads(options.threads)
     console = Console() if Console().is_terminal else Console(width=160)
@@ -72,7 +75,7 @@ def run_benchmark(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m sinkformer_pl benchmark",
         description="Forward and backward of Sinkhorn attention, against PyTorch's fused softmax attention.",
     )

@@ -1,12 +1,12 @@
 """The table of normalizations."""
 
-import argparse
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from sinkformer_pl.cli.arguments import module_names
+from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.factories import parameters_of
 from sinkformer_pl.normalizations import AttentionNormalization, load_plugins, registered
 
@@ -29,7 +29,7 @@ def print_normalizations(argv: Sequence[str]) -> None:
     Args:
         argv: arguments after the command: `--plugins MODULE[,MODULE]`.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m sinkformer_pl normalizations",
         description="Every registered normalization and what it guarantees.",
     )

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from sinkformer_pl.cli.arguments import Arguments, split_off
+from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
@@ -61,8 +62,13 @@ def run_compare(argv: Sequence[str]) -> None:
             if not trial.done:
                 print(trial.line())
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
+        ) from None
     signal.signal(signal.SIGTERM, _leave)
     done = sum(trial.done for trial in trials)
     print(f"{len(trials)} runs in {folder}, {done} of them done, {options.jobs} at once", flush=True)
@@ -83,7 +89,7 @@ def run_compare(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m sinkformer_pl compare",
         description="Train and test the same network under several normalizations and seeds; every other argument is "
         "one of fit. What is done already isn't done again.",

@@ -1,12 +1,15 @@
 """Which command runs, and how its failure is said."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.cli.processes import first_to_fail, together
+from sinkformer_pl.errors import RunError, UserError
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -17,7 +20,9 @@ usage: python -m sinkformer_pl COMMAND ...
   validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
   predict         write predictions.csv: --ckpt_path PATH
   compare         train and test under several normalizations and seeds: --config FILE --normalizations Softmax,Sinkhorn
+  inspect         write attention to an HTML page: --ckpt_path PATH [--split test] (needs plotly)
   normalizations  list every registered normalization and what it guarantees
+  flow            attention as a gradient flow, and its heat limit: --config configs/flow.yaml
   benchmark       time Sinkhorn attention against fused softmax attention
 
   COMMAND --help lists the options of a command."""
@@ -30,23 +35,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments; None takes those of the process.
 
     Raises:
-        SystemExit: 2, after one line on stderr, when the user can mend the cause.
+        SystemExit: after one line on stderr: 2 when the arguments or files are at fault, 1 when a run was cut off.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The installed script, unlike python -m, doesn't find modules here: those of --plugins.
         sys.path.insert(0, os.getcwd())
-    try:
-        _dispatch(argv)
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {_own_words(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with together() if argv[:1] and argv[0] in TRAINING_COMMANDS else nullcontext():
+        try:
+            _dispatch(argv)
+        except Exception as error:
+            line = _for_users(error)
+            if first_to_fail():
+                if line is None:
+                    raise
+                print(f"error: {line}", file=sys.stderr)
+            raise SystemExit(1 if line is None or isinstance(error, RunError) else 2) from None
 
 
-def _own_words(error: Exception) -> str:
-    """The message without the traceback that a loader's worker process puts around it."""
+def _for_users(error: Exception) -> str | None:
+    """What an error says that the user can mend, None for any other."""
     text = str(error)
-    return text.rpartition("UserError: ")[2].strip() if text.startswith("Caught UserError in DataLoader") else text
+    if "No supported gpu backend" in text:
+        return "trainer.accelerator gpu: PyTorch sees no GPU here; give --trainer.accelerator cpu, or leave it out"
+    # A loader's worker and a spawned process put a traceback around it.
+    found = re.search(r"^sinkformer_pl\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
+    if found:
+        return found[1].strip()
+    return text if isinstance(error, UserError | MisconfigurationException) else None
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -64,10 +80,18 @@ def _dispatch(argv: list[str]) -> None:
         from sinkformer_pl.cli.compare import run_compare
 
         run_compare(argv[1:])
+    elif argv[0] == "flow":
+        from sinkformer_pl.cli.flow import run_flow
+
+        run_flow(argv[1:])
+    elif argv[0] == "inspect":
+        from sinkformer_pl.cli.inspect import run_inspect
+
+        run_inspect(argv[1:])
     elif argv[0] in TRAINING_COMMANDS:
         from sinkformer_pl.cli.training import run_training
 
         run_training(argv)
     else:
-        commands = ", ".join((*TRAINING_COMMANDS, "compare", "normalizations", "benchmark"))
+        commands = ", ".join((*TRAINING_COMMANDS, "compare", "inspect", "normalizations", "flow", "benchmark"))
         raise UserError(f"{argv[0]}: no such command; the commands are {commands}")

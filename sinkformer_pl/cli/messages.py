@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from sinkformer_pl.data import ClassificationData
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import RunError, UserError
 from sinkformer_pl.factories import import_class, parameters_of
 from sinkformer_pl.models import Backbone
 from sinkformer_pl.normalizations import registered
@@ -30,6 +30,13 @@ NORMALIZATIONS = ("normalization", "pooling")
 SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 
 CLASS_PATH = r"class_path[= ]'([\w.]+)'"
+
+REMEDIES = {
+    "Early stopping conditioned on metric": "give another monitor",
+    "DataLoader worker (pid": "it may have lacked memory: lower data.num_workers or data.batch_size",
+    "CUDA out of memory": "lower data.batch_size, with trainer.accumulate_grad_batches for the same steps",
+}
+"""What to do about errors in the course of a run, by how the messages of Lightning and PyTorch begin."""
 
 
 def condense(message: str, options: Iterable[str]) -> str:
@@ -54,7 +61,8 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{missing} missing: give it as a flag, or a --config that has it"
     if match := re.search(r"Literal\[([^\]]*)\]", cause):
         choices = match[1].replace("'", "")
-        number = "a number, or " if re.search(r"Union\[[^\]]*float|<class 'float'>", cause) else ""
+        number = "true, false, or " if "<class 'bool'>" in cause else ""
+        number += "a number, or " if re.search(r"Union\[[^\]]*float|<class 'float'>", cause) else ""
         return f"{key} {_value(cause)}: expected {number}one of {choices}"
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
         return f"{key} {match[1]}: this class is no {match[2]}"
@@ -116,6 +124,14 @@ def closest(name: str, valid: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in valid}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""
+
+
+def raise_with_remedy(error: RuntimeError) -> None:
+    """Raise a RunError in place of an error of Lightning or PyTorch for which there is a remedy."""
+    text = " ".join(str(error).split())
+    for start, remedy in REMEDIES.items():
+        if text.startswith(start):
+            raise RunError(f"{text.rstrip('.')}; {remedy}") from error
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -1,10 +1,12 @@
 """fit, validate, test and predict, on LightningCLI."""
 
 import logging
+import signal
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import yaml
@@ -16,11 +18,31 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from sinkformer_pl.callbacks import AppendingCSVLogger, PredictionWriter, RunRecord, StepCosts
-from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint, require_match
+from sinkformer_pl.callbacks import (
+    AppendingCSVLogger,
+    LastCheckpoint,
+    PredictionWriter,
+    RequireFinite,
+    ResumeState,
+    RunRecord,
+    StepCosts,
+    Stopped,
+    StopSignals,
+)
+from sinkformer_pl.checkpoints import (
+    METRICS_KEY,
+    differing,
+    read_checkpoint,
+    require_classes,
+    require_match,
+    require_task,
+)
+from sinkformer_pl.checkpoints.plugin import use_verified
 from sinkformer_pl.cli.arguments import Arguments
-from sinkformer_pl.cli.messages import closest, condense, root_cause
+from sinkformer_pl.cli.messages import closest, condense, raise_with_remedy, root_cause
 from sinkformer_pl.cli.parser import Parser
+from sinkformer_pl.cli.processes import require_others
+from sinkformer_pl.cli.trainer_arguments import require_reachable_validation, require_sensible
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
@@ -29,15 +51,27 @@ from sinkformer_pl.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_f
 from sinkformer_pl.tasks import Classifier
 
 
-def run_training(argv: Sequence[str]) -> None:
+def run_training(argv: Sequence[str], cli: Callable[[Arguments, StopSignals], object] | None = None) -> None:
     """Run one of the four commands.
 
     Args:
         argv: the command and its arguments.
+        cli: what to run in the place of `TrainingCLI`.
 
     Raises:
         UserError: the arguments, the data or the checkpoint are at fault.
+        Stopped: a signal asked for it; a line has said so.
     """
+    signals = StopSignals()
+    try:
+        with signals.handled():
+            _run(argv, signals, cli or TrainingCLI)
+    except Stopped as stopped:
+        _say(stopped.line, sys.stderr)
+        raise
+
+
+def _run(argv: Sequence[str], signals: StopSignals, cli: Callable[[Arguments, StopSignals], object]) -> None:
     arguments = Arguments.of(argv)
     if "-h" not in arguments.flags and "--help" not in arguments.flags:
         _require_enough(arguments)
@@ -45,8 +79,10 @@ def run_training(argv: Sequence[str]) -> None:
     # Plugins come first: a checkpoint or a flag may name their classes.
     load_plugins(arguments.plugins)
     arguments.load_checkpoint()
+    if arguments.content is not None and arguments.checkpoint is not None:
+        require_task(arguments.content, Classifier, arguments.checkpoint)
     load_plugins(arguments.plugins)
-    TrainingCLI(arguments)
+    cli(arguments, signals)
 
 
 def _require_enough(arguments: Arguments) -> None:
@@ -62,6 +98,10 @@ def _quieten() -> None:
         lambda record: not str(record.msg).startswith(("💡 Tip", "TPU available", "Loading `train_dataloader` to"))
     )
     logging.getLogger("lightning_fabric.utilities.seed").addFilter(lambda record: False)
+    # That a launched process has failed; it says itself why, unless a signal ended it.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").addFilter(
+        lambda record: "terminated with code -" in record.getMessage()
+    )
     for message in (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
@@ -77,8 +117,9 @@ def _quieten() -> None:
 class TrainingCLI(LightningCLI):
     """LightningCLI with a run folder, the arguments in the order of their precedence, and short messages."""
 
-    def __init__(self, arguments: Arguments) -> None:
+    def __init__(self, arguments: Arguments, signals: StopSignals) -> None:
         self.arguments = arguments
+        self.signals = signals
         self.checkpointing: ModelCheckpoint | None = None
         super().__init__(
             Classifier,
@@ -107,6 +148,18 @@ class TrainingCLI(LightningCLI):
             type=str,
             default="val/accuracy",
             help="What best.ckpt is best in: the highest, or the lowest if the name has 'loss' in it.",
+        )
+        parser.add_argument(
+            "--require_finite",
+            type=bool,
+            default=True,
+            help="Stop at the step whose loss or gradients aren't finite, before they change the weights.",
+        )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int | str | None,
+            default=None,
+            help="Write last.ckpt within epochs, too: every so many optimizer steps (500), or so often (90s, 10min).",
         )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -140,9 +193,10 @@ class TrainingCLI(LightningCLI):
         """Build data, model and trainer; what a class refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
             raise UserError(" ".join(str(root_cause(error)).split("\n"))) from error
         if self.arguments.content is not None and self.arguments.checkpoint is not None:
+            require_classes(self.arguments.content, self.datamodule.classes, self.arguments.checkpoint)
             require_match(self.arguments.content, self.model, self.arguments.checkpoint)
             # Lightning does so too, but not for data of another class than the run's.
             self.datamodule.restore(self.arguments.content)
@@ -152,10 +206,14 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the run's folder, loggers and callbacks to what the user configured."""
         config = self._get(self.config_init, "trainer")
+        require_sensible(config)
         fitting = self.arguments.command == "fit"
         root = Path(config["default_root_dir"] or DEFAULT_ROOT)
         self.folder = folder_for(root, self._get(self.config, "name"), self._continued())
+        self.goes_on = self.folder.is_dir()
         callbacks: list[pl.Callback] = [RunRecord(self.folder, self._record())]
+        if self._get(self.config, "require_finite"):
+            callbacks.append(RequireFinite())
         logger = config["logger"]
         if logger in (None, True):
             logger = self._loggers() if fitting else False
@@ -165,16 +223,19 @@ class TrainingCLI(LightningCLI):
             callbacks.append(LearningRateMonitor())
         if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             self.checkpointing = self._checkpointing(validating=config["limit_val_batches"] != 0)
-            callbacks.append(self.checkpointing)
+            callbacks += [self.checkpointing, self._last_checkpoint()]
         if self.arguments.command == "predict":
             callbacks.append(PredictionWriter(self.folder))
-        return super().instantiate_trainer(
-            logger=logger, callbacks=[*_listed(config["callbacks"]), *callbacks], **kwargs
+        trainer = super().instantiate_trainer(
+            logger=logger, callbacks=[ResumeState(), *_listed(config["callbacks"]), *callbacks], **kwargs
         )
+        use_verified(trainer.strategy)
+        return trainer
 
     def before_fit(self) -> None:
         """Look at the data, and say what runs."""
         self._begin("training")
+        self._see_what_is_left()
 
     def before_validate(self) -> None:
         """Look at the data, and say what runs."""
@@ -220,6 +281,18 @@ class TrainingCLI(LightningCLI):
     def after_predict(self) -> None:
         """Say where it is."""
         _say(f"predictions: {self.folder / 'predictions.csv'}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Stopped:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise
+        except RuntimeError as error:
+            require_others(self.trainer)
+            raise_with_remedy(error)
+            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -272,9 +345,37 @@ class TrainingCLI(LightningCLI):
             filename="best",
             monitor=monitor,
             mode="min" if monitor and "loss" in monitor else "max",
-            save_last=True,
             enable_version_counter=False,
         )
+
+    def _last_checkpoint(self) -> LastCheckpoint:
+        path = self.folder / CHECKPOINTS / "last.ckpt"
+        return LastCheckpoint(path, self.signals, every=self._get(self.config, "checkpoint_every"))
+
+    def _see_what_is_left(self) -> None:
+        """Say so if the checkpoint is already at the end."""
+        if self.arguments.content is None:
+            return
+        loops = self.arguments.content["loops"]["fit_loop"]
+        epochs, steps = loops["epoch_progress"]["current"]["processed"], self.arguments.content["global_step"]
+        most, most_steps = self.trainer.max_epochs, self.trainer.max_steps
+        if most not in (None, -1) and epochs >= most:
+            _say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
+            # Lightning refuses fewer.
+            self.trainer.fit_loop.max_epochs = epochs
+        elif most_steps != -1 and steps >= most_steps:
+            _say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
+
+    def _make_folder(self) -> None:
+        """Make the run's folder; if another run was quicker, take the next."""
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=self.goes_on)
+                return
+            except FileExistsError:
+                if not self.folder.is_dir():
+                    raise
+                self.trainer = self.instantiate_trainer()
 
     @rank_zero_only
     def _begin(self, doing: str) -> None:
@@ -282,22 +383,32 @@ class TrainingCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         self.datamodule.setup(self.arguments.command)
+        if self.arguments.command == "fit":
+            require_reachable_validation(self.trainer, len(self.datamodule.train_dataloader()))
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._make_folder()
         except OSError as error:
             raise UserError(
                 f"trainer.default_root_dir: can't make the folder {self.folder} ({error.strerror}); give another"
             ) from None
         now = readable(self.model.hparams["normalization"])
-        trained = (self.arguments.content or {}).get("hyper_parameters", {}).get("normalization")
+        saved = (self.arguments.content or {}).get("hyper_parameters", {})
+        trained = saved.get("normalization")
         before = f", trained under {readable(trained)}" if trained and readable(trained) != now else ""
-        _say(f"{doing} under {now}{before}; folder {self.folder}")
+        changed = "".join(
+            f"; {key} {wanted}, {was} in the checkpoint"
+            for key, (was, wanted) in differing(saved, self.model.hparams).items()
+            if key.partition(".")[0] != "normalization"
+        )
+        _say(f"{doing} under {now}{before}{changed}; folder {self.folder}")
+        sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in self.datamodule.datasets.items())
+        _say(f"{type(self.datamodule).__name__}: {self.datamodule.num_classes} classes; {sizes}")
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(line: str, where: TextIO | None = None) -> None:
+    print(line, file=where, flush=True)
 
 
 def _listed(callbacks: Any) -> list[pl.Callback]:

@@ -1,8 +1,11 @@
 """What every modality shares: three splits of labelled samples and the loaders over them."""
 
+import os
+import signal
+import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -136,6 +139,36 @@ def _choose_groups(
     return taken[members]
 
 
+class ResumableLoader(DataLoader[Sample]):
+    """A loader that begins an epoch where the training is, and not before the first batch is asked for.
+
+    Lightning makes the iterator before it knows the epoch and the batch at which a training goes on; workers that
+    began to fetch then would fetch those of epoch 0.
+
+    Args:
+        args: those of a DataLoader, with an `EpochSampler`.
+        position: returns the number of batches of this epoch that the training has had.
+        kwargs: see args.
+    """
+
+    def __init__(self, *args: Any, position: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.position = position
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches that are left of the epoch."""
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.start = self.position() * (self.batch_size or 1)
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the training's; that there is this method tells Lightning that it is kept."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing, see `state_dict`."""
+
+
 class ClassificationData(pl.LightningDataModule, ABC):
     """Base of all data: a subclass passes its class names to `__init__` and writes `make_datasets`.
 
@@ -266,7 +299,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             lengths=self.datasets[split].lengths if training else None,
             batch_size=self.batch_size,
         )
-        return DataLoader(
+        return ResumableLoader(
             self.datasets[split],
             batch_size=self.batch_size,
             sampler=sampler,
@@ -274,4 +307,28 @@ class ClassificationData(pl.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
             drop_last=training and len(sampler) > 1 and len(sampler) % self.batch_size == 1,
+            worker_init_fn=_heed_the_training_alone,
+            # Of its own: a seed for the workers is drawn at each start, which a training that goes on has more of.
+            generator=torch.Generator().manual_seed(self.seed),
+            position=self._position,
         )
+
+    def _position(self) -> int:
+        """How many batches of its epoch a training has had; 0 in evaluations."""
+        return self.trainer.fit_loop.batch_idx + 1 if self.trainer and self.trainer.training else 0
+
+
+def _heed_the_training_alone(worker: int) -> None:
+    """Keep a worker alive when a signal comes to all processes of a terminal or a job: the training ends it."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(by: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != by:
+        pass
+    os._exit(0)

@@ -35,6 +35,9 @@ class EpochSampler(DistributedSampler):
     ranks, are of similar length: they are shuffled, sorted by length within windows of some batches, and the batches
     shuffled; an incomplete batch stays the last.
     Evaluation: samples in order, each exactly once over all ranks (ranks may differ by one), whatever the epoch.
+
+    Attributes:
+        start: number of draws to leave out at the beginning of the epoch, 0 unless it goes on where it was cut off.
     """
 
     def __init__(
@@ -68,20 +71,21 @@ class EpochSampler(DistributedSampler):
         self.size = size
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.batch_size = batch_size
+        self.start = 0
 
     def __len__(self) -> int:
-        """Return this rank's number of draws, the same every epoch."""
+        """Return this rank's number of draws in a whole epoch, the same every epoch."""
         if self.shuffle:
             return self.size // self.num_replicas
         return len(range(self.rank, self.size, self.num_replicas))
 
     def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]
-        """Yield this rank's draws."""
+        """Yield this rank's draws, from `start` on."""
         entropy = (self.seed, self.epoch if self.shuffle else 0)
         # Halved, since torch takes seeds as signed 64-bit integers.
         seeds = np.random.SeedSequence(entropy).generate_state(self.size, np.uint64) >> np.uint64(1)
         order = self._shuffled(np.random.default_rng(entropy)) if self.shuffle else np.arange(self.size)
-        for index in order[self.rank :: self.num_replicas][: len(self)].tolist():
+        for index in order[self.rank :: self.num_replicas][self.start : len(self)].tolist():
             yield Draw(index, int(seeds[index]))
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:

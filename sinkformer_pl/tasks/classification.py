@@ -1,14 +1,16 @@
 """Classification of whatever a backbone turns into features."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -20,6 +22,8 @@ from sinkformer_pl.normalizations.base import AttentionNormalization, Normalizat
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
+
+STEPS_KEY = "sinkformer_pl_steps"
 
 PROGRESS_BAR = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
@@ -100,6 +104,7 @@ class Classifier(pl.LightningModule):
         self.val_metrics = _metrics("val", num_classes)
         self.test_metrics = _metrics("test", num_classes)
         self.confusion: dict[str, Tensor] = {}
+        self._steps: int | None = None
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens."""
@@ -110,7 +115,7 @@ class Classifier(pl.LightningModule):
         logits = self(batch.inputs, batch.mask)
         loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
         self._update(self.train_metrics, loss.detach(), logits.detach(), batch)
-        return loss
+        return loss * self._weight(len(batch.target), batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
@@ -139,9 +144,35 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
         optimizer = self._optimizer(self.parameters())
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        before, steps = self._steps, max(int(self.trainer.estimated_stepping_batches), 1)
+        self._steps = steps
+        if before not in (None, steps) and not isinstance(self._schedule, Constant):
+            rank_zero_info(
+                f"the learning rate goes on as in a training of {steps} steps; up to the checkpoint it was that of one "
+                f"of {before} steps, so that it jumps and the result is that of neither"
+            )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(min(step / steps, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the number of steps that the schedule spans."""
+        checkpoint[STEPS_KEY] = self._steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it over, to compare."""
+        self._steps = checkpoint.get(STEPS_KEY)
+
+    def _weight(self, size: int, batch_idx: int) -> float:
+        """What makes a step over several batches the mean over its samples: Lightning takes a plain sum / number."""
+        if self._trainer is None:  # A step by itself.
+            return 1.0
+        parts, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader
+        if parts == 1 or not isinstance(loader, DataLoader) or loader.batch_size is None:
+            return 1.0
+        first = batch_idx // parts * parts
+        after = min(first + parts, int(self.trainer.num_training_batches))
+        samples = min(after * loader.batch_size, len(loader.sampler)) - first * loader.batch_size  # type: ignore[arg-type]
+        return size * parts / samples
 
     def _evaluate(self, metrics: MetricCollection, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)

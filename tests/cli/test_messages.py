@@ -56,6 +56,15 @@ import yaml
             ["SlicedTransport: sort_temperature"],
         ),
         (["--model.backbone.in_features", "0"], ["in_features must be at least 1"]),
+        (["--trainer.val_check_interval", "3"], ["trainer.val_check_interval 3", "an epoch has 2 batches"]),
+        (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval 0", "1 or more"]),
+        (["--trainer.barebones", "true"], ["trainer.barebones", "leave it out"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches 0: give 1 or more"]),
+        (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch 0: give 1 or more"]),
+        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val -1: give 0 or more"]),
+        (["--trainer.deterministic", "x"], ["trainer.deterministic x: expected true, false, or one of warn"]),
+        (["--trainer.precision", "transformer-engine"], ["transformer_engine", "not met"]),
+        (["--require_finite", "x"], ["require_finite x: expected true or false"]),
         (["--trainer.precision", "17"], ["trainer.precision 17"]),
         (["--seed_everything", "-1"], ["seed_everything -1"]),
         (["--monitor", "val/acc"], ["monitor val/acc", "did you mean val/accuracy?"]),
@@ -136,6 +145,8 @@ def test_wrong_arrays_leave_no_trace(tiny, fail, tmp_path):
         ({"train_label": labels[:5]}, "8 train clouds but 5 labels"),
         ({"train_points": np.where(np.arange(8)[:, None, None] == 3, np.nan, points)}, "not finite"),
         ({"classes": np.array(["a", "a"])}, "one name"),
+        ({"test_label": np.where(np.arange(8) == 3, 6, labels)}, "a label 6, but no label 2"),
+        ({"train_points": points * 1e30}, "too large for single precision"),
     ):
         good = {"train_points": points, "train_label": labels, "test_points": points, "test_label": labels}
         np.savez(tmp_path / "clouds.npz", **(good | broken))
@@ -144,7 +155,9 @@ def test_wrong_arrays_leave_no_trace(tiny, fail, tmp_path):
 
 
 def test_wrong_command(fail):
-    assert "fit, validate, test, predict, compare, normalizations, benchmark" in fail("tset")
+    message = fail("tset")
+    commands = ("fit", "validate", "test", "predict", "compare", "normalizations", "benchmark")
+    assert all(command in message for command in commands)
     assert "--config" in fail("fit")
     for command in ("validate", "test", "predict"):
         assert "--ckpt_path" in fail(command)
@@ -162,6 +175,69 @@ def test_empty_folder_and_broken_mesh(tiny, fail, tmp_path):
     (tmp_path / "meshes/sofa/test/sofa_2.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n")
     message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "meshes")
     assert "sofa_2.off" in message
+
+
+def test_a_mesh_that_is_a_broken_link(tiny, fail, tmp_path):
+    for place in ("chair/train", "chair/test", "sofa/train", "sofa/test"):
+        (tmp_path / "meshes" / place).mkdir(parents=True)
+        (tmp_path / "meshes" / place / "1.off").symlink_to("nowhere")
+    message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "meshes")
+    assert "chair/train/1.off: No such file" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ["--normalizations", "--help"]),
+        (["--normalizations", "Softmax,Sinkhorn", "--jobs", "x"], ["--jobs", "'x'"]),
+        (["--normalizations", "Softmax,Sinkhorn", "--metric", "x"], ["--metric", "test/accuracy"]),
+        (["--normalizations", "Softmax,Sinkhrn"], ["Sinkhrn"]),
+        (["--normalizations", "Softmax,Sinkhorn(n_iters=2)"], ["n_iters", "odd"]),
+        (["--normalizations", "Softmax,Sinkhorn", "--trainer.default_root_dir", "tiny.yaml"], ["tiny.yaml", "another"]),
+    ],
+)
+def test_wrong_comparison(tiny, fail, flags, expected):
+    message = fail("compare", "--config", tiny, *flags)
+    assert all(part in message for part in expected), message
+
+
+def test_wrong_options_of_other_commands(fail):
+    assert "--nope" in fail("normalizations", "--nope")
+    assert "--repeats" in fail("benchmark", "--repeats", "x")
+    assert "nowhere/x.json" in fail("benchmark", "--suites", "plans", "--json", "nowhere/x.json")
+
+
+BLOWN_UP = """
+import pytorch_lightning as pl
+
+
+class BlowUp(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            batch.inputs[1] = float("inf")
+"""
+
+
+def test_a_run_whose_loss_breaks_ends_with_its_cause_unless_that_is_switched_off(
+    tiny, run, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "blow_up.py").write_text(BLOWN_UP)
+    callback = ["--plugins", "blow_up", "--trainer.callbacks", "blow_up.BlowUp", "--trainer.max_epochs", "2"]
+    with pytest.raises(SystemExit) as exit_:
+        run("fit", "--config", tiny, *callback)
+    # Another seed or normalization might do, so that a comparison goes on.
+    assert exit_.value.code == 1
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: epoch 1, step 2: batch 0 has a loss of nan: the inputs of train/")
+    assert "runs/tiny/version_0/checkpoints/" in line
+    folder = tmp_path / "runs/tiny/version_0/checkpoints"
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        assert checkpoint["global_step"] == 2
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    run("fit", "--config", tiny, *callback, "--require_finite", "false")
+    assert "last.ckpt" in {path.name for path in (tmp_path / "runs/tiny/version_1/checkpoints").iterdir()}
 
 
 class Malicious:

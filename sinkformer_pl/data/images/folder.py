@@ -8,6 +8,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.decoding import check_images
+from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
 LAYOUT = "train/CLASS/* and test/CLASS/*"
@@ -53,6 +54,8 @@ class ImageFolder(ImageData):
         if not classes:
             raise UserError(f"{self.root}/train: found {_found(self.root / 'train')}; expected {LAYOUT}")
         super().__init__(classes, crop_area=crop_area, flip=flip, **kwargs)
+        if "val" in parts:
+            warn_if_unused(self.val_fraction, f"{self.root}/val")
 
     def load(self) -> ImageSource:
         """Find the files, in an order that doesn't depend on the file system."""

@@ -1,6 +1,8 @@
 """Published sets of images, fetched and read by torchvision."""
 
+import os
 import socket
+import tempfile
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,28 +43,46 @@ class TorchvisionImages(ImageData):
         super().__init__(self.class_names, **kwargs)
 
     @abstractmethod
-    def read(self, *, train: bool, download: bool) -> Images:
+    def read(self, root: Path, *, train: bool, download: bool) -> Images:
         """Read one part as torchvision does; what goes wrong is said by the caller."""
 
     def prepare_data(self) -> None:
-        """Fetch what is missing; Lightning calls this in one process only."""
-        if self.download:
-            before = socket.getdefaulttimeout()
-            # torchvision sets no limit, so that a silent server would hold the run forever.
-            socket.setdefaulttimeout(60)
-            try:
-                self._part(train=True, download=True)
-            finally:
-                socket.setdefaulttimeout(before)
+        """Fetch what is missing or damaged; Lightning calls this in one process only.
+
+        Files appear in the root when all are there and verified: torchvision itself would take for complete what a
+        killed process left half unpacked.
+        """
+        if not self.download or self._complete():
+            return
+        before = socket.getdefaulttimeout()
+        # torchvision sets no limit, so that a silent server would hold the run forever.
+        socket.setdefaulttimeout(60)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
+                self._part(Path(folder), train=True, download=True)
+                _move(Path(folder), self.root)
+        except OSError as error:
+            raise UserError(f"{self.root}: can't be written ({error.strerror}); give another data.root") from None
+        finally:
+            socket.setdefaulttimeout(before)
 
     def load(self) -> ImageSource:
         """Read both parts."""
-        return ImageSource(train=self._part(train=True), test=self._part(train=False))
+        return ImageSource(train=self._part(self.root, train=True), test=self._part(self.root, train=False))
 
-    def _part(self, *, train: bool, download: bool = False) -> Images:
+    def _complete(self) -> bool:
+        try:
+            self._part(self.root, train=True)
+            self._part(self.root, train=False)
+        except UserError:
+            return False
+        return True
+
+    def _part(self, root: Path, *, train: bool, download: bool = False) -> Images:
         name = type(self).__name__
         try:
-            images = self.read(train=train, download=download)
+            images = self.read(root, train=train, download=download)
         except Exception as error:
             cause = " ".join((str(error) or type(error).__name__).split())
             # What torchvision adds is how its own functions are called.
@@ -100,9 +120,9 @@ class MNIST(TorchvisionImages):
         """
         super().__init__(root, image_size=image_size, channels=channels, **kwargs)
 
-    def read(self, *, train: bool, download: bool) -> Images:
+    def read(self, root: Path, *, train: bool, download: bool) -> Images:
         """Read one part into memory."""
-        found = self.source(self.root, train=train, download=download)
+        found = self.source(root, train=train, download=download)
         return Images(found.data[:, None], found.targets, _numbered(train, len(found.data)))
 
 
@@ -149,9 +169,9 @@ class CIFAR10(TorchvisionImages):
         """
         super().__init__(root, image_size=image_size, crop_padding=crop_padding, flip=flip, **kwargs)
 
-    def read(self, *, train: bool, download: bool) -> Images:
+    def read(self, root: Path, *, train: bool, download: bool) -> Images:
         """Read one part into memory."""
-        found = self.source(self.root, train=train, download=download)
+        found = self.source(root, train=train, download=download)
         images = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
         return Images(images, torch.tensor(found.targets), _numbered(train, len(images)))
 
@@ -221,16 +241,29 @@ class OxfordPets(TorchvisionImages):
             check_images({"train": source.train.images, "test": source.test.images})  # type: ignore[dict-item]
         return source
 
-    def read(self, *, train: bool, download: bool) -> Images:
+    def read(self, root: Path, *, train: bool, download: bool) -> Images:
         """Find the files of one part, in the order of the published list."""
         part = "trainval" if train else "test"
-        datasets.OxfordIIITPet(self.root, split=part, download=download)
-        folder = self.root / "oxford-iiit-pet"
+        datasets.OxfordIIITPet(root, split=part, download=download)
+        folder = root / "oxford-iiit-pet"
         # A line is "NAME CLASS SPECIES BREED"; torchvision keeps the files to itself.
         lines = (folder / "annotations" / f"{part}.txt").read_text(encoding="utf-8").splitlines()
         names = [line.split()[0] for line in lines]
         targets = torch.tensor([int(line.split()[1]) - 1 for line in lines])
-        return Images([folder / "images" / f"{name}.jpg" for name in names], targets, names)
+        files = [folder / "images" / f"{name}.jpg" for name in names]
+        absent = [file.name for file in files if not file.exists()]
+        if absent:
+            raise FileNotFoundError(f"{len(absent)} images are missing, such as {absent[0]}")
+        return Images(files, targets, names)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move all that is in a folder into another one, over files of the same name."""
+    for entry in source.iterdir():
+        if entry.is_dir() and (target / entry.name).is_dir():
+            _move(entry, target / entry.name)
+        else:
+            os.replace(entry, target / entry.name)
 
 
 def _numbered(train: bool, count: int) -> list[str]:

@@ -24,7 +24,7 @@ def read_array_classes(path: Path) -> tuple[str, ...]:
     """Return the class names, without reading any points.
 
     Returns:
-        The array `classes`, else "0" to the largest label of either part.
+        The array `classes`, else "0" to the largest label of either part, none of which may be absent from both.
 
     Raises:
         UserError: a file that is none, or whose labels and classes do not fit each other.
@@ -33,8 +33,13 @@ def read_array_classes(path: Path) -> tuple[str, ...]:
         labels = [_labels(file, part, path) for part in ("train", "test")]
         largest = max((int(label.max()) for label in labels if len(label)), default=-1)
         if "classes" not in file:
-            if largest >= sum(map(len, labels)):
-                raise UserError(f"{path}: label {largest} is larger than the number of clouds; add an array classes")
+            present = set(np.concatenate(labels).tolist())
+            if len(present) <= largest:
+                absent = next(label for label in range(largest) if label not in present)
+                raise UserError(
+                    f"{path}: there is a label {largest}, but no label {absent}; correct it, or add an array classes "
+                    "with the names of all"
+                )
             return tuple(str(label) for label in range(largest + 1))
         names = _array(file, ("classes",), path).ravel().tolist()
     classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

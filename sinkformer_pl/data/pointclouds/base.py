@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
+from sinkformer_pl.data.pointclouds.mesh import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation, standardize
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
@@ -166,6 +167,10 @@ class PointCloudData(ClassificationData, ABC):
         low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
         for bad, cause in (
             (~np.isfinite(low + high).all(axis=1), "has coordinates that are not finite numbers"),
+            (
+                (np.maximum(-low, high) > LARGEST).any(axis=1),
+                f"has coordinates beyond {LARGEST:g}, too large for single precision",
+            ),
             ((low == high).all(axis=1), "has all its points in one place"),
         ):
             if bad.any():

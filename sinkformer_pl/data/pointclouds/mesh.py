@@ -11,6 +11,9 @@ from torch import Tensor
 
 from sinkformer_pl.errors import UserError
 
+LARGEST = 1e15
+"""Of a coordinate: sums of squares of more overflow in single precision."""
+
 
 class Mesh(NamedTuple):
     """A surface made of triangles.
@@ -121,8 +124,12 @@ def _vertices(lines: list[str]) -> NDArray[np.float64]:
         raise _OffError(f"a vertex is not three numbers ({str(error).splitlines()[0]})") from None
     if vertices.shape[1] != 3:
         raise _OffError(f"vertices have {vertices.shape[1]} numbers in place of 3")
-    if not np.isfinite(vertices).all():
-        raise _OffError(f"vertex {int((~np.isfinite(vertices)).any(axis=1).argmax())} is not finite")
+    for bad, cause in (
+        (~np.isfinite(vertices), "is not finite"),
+        (np.abs(vertices) > LARGEST, f"is further than {LARGEST:g} from the origin, too far for single precision"),
+    ):
+        if bad.any():
+            raise _OffError(f"vertex {int(bad.any(axis=1).argmax())} {cause}")
     return vertices
 
 

@@ -101,7 +101,10 @@ def _name(file: Path, root: Path) -> str:
 def _key(files: dict[str, list[Path]], root: Path, pool_size: int) -> str:
     digest = hashlib.sha256(str(pool_size).encode())
     for file in (*files["train"], *files["test"]):
-        status = file.stat()
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}; repair or remove the file") from None
         digest.update(f"\n{_name(file, root)} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 

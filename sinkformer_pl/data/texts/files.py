@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -65,6 +66,8 @@ class TextTable(TextData):
         super().__init__(self._find_classes() if classes is None else classes, **kwargs)
         if val is not None and group is not None:
             raise UserError(f"data.group is {group}, but data.val is given: nothing is left to divide; leave one out")
+        if val is not None:
+            warn_if_unused(self.val_fraction, f"{self.root}/{val}")
 
     @property
     def origin(self) -> str:
@@ -145,6 +148,8 @@ class TextLines(TextData):
         if "test" not in present:
             rank_zero_warn(f"{self.root}: no test_text.txt; val_text.txt is the test, validation is part of training")
             return TextSource(train, test=self._texts("val"))
+        if "val" in present:
+            warn_if_unused(self.val_fraction, f"{self.root}/val_text.txt")
         return TextSource(train, test=self._texts("test"), val=self._texts("val") if "val" in present else None)
 
     def _texts(self, part: str) -> Texts:

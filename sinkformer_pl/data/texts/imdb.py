@@ -1,22 +1,20 @@
 """The Large Movie Review Dataset (Maas et al. 2011): its folder and its download."""
 
-import hashlib
 import http.client
 import os
-import shutil
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sinkformer_pl.data.archives import obtain
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
-MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
+CHECKSUM = "md5:7c2ac02c03563afcf9b574c7e56c153a"
 CLASSES = ("neg", "pos")
 LAYOUT = "train/pos, train/neg, test/pos and test/neg, in it or in its folder aclImdb"
 
@@ -82,22 +80,12 @@ def fetch_imdb(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".aclImdb-") as folder:
-            source = archive if archive.exists() else _download(URL, Path(folder) / archive.name)
-            with source.open("rb") as file:
-                if (found := hashlib.file_digest(file, "md5").hexdigest()) != MD5:
-                    raise UserError(f"{archive}: its MD5 is {found}, not {MD5}: damaged or incomplete; put {URL} there")
-            _extract(source, Path(folder))
+            _extract(obtain(URL, CHECKSUM, archive, Path(folder)), Path(folder))
             os.replace(Path(folder) / "aclImdb", root / "aclImdb")
     except tarfile.TarError as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}); put {URL} there") from None
     except (OSError, EOFError, http.client.HTTPException) as error:
         raise UserError(f"{root}: cannot fetch the reviews ({error}); put {URL} there as {archive.name}") from None
-
-
-def _download(url: str, target: Path) -> Path:
-    with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
-        shutil.copyfileobj(response, file)
-    return target
 
 
 def _extract(archive: Path, folder: Path) -> None:

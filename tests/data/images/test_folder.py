@@ -1,6 +1,7 @@
 """Folders of image files."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ def test_a_folder_val_takes_the_place_of_the_division(tmp_path):
     module = ready(write(tmp_path, "train", "val", "test"))
     assert len(module.datasets["train"]) == len(module.datasets["val"]) == 8
     assert all(name.startswith("val/") for name in module.names("val"))
-    assert len(ready(tmp_path, train_size=4).datasets["val"]) == 8
+    with warnings.catch_warnings(record=True) as caught:
+        assert len(ready(tmp_path, train_size=4).datasets["val"]) == 8
+    assert not any("val_fraction" in str(one.message) for one in caught)
+    with pytest.warns(UserWarning, match=r"data\.val_fraction 0\.3 counts for nothing, validation is .*/val;"):
+        assert len(ready(tmp_path, val_fraction=0.3).datasets["val"]) == 8
 
 
 def test_a_root_of_another_layout_is_refused_with_what_was_found(tmp_path):

@@ -1,8 +1,12 @@
 """Sets of images that torchvision reads."""
 
+import gzip
 import hashlib
 import pickle
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +64,7 @@ def test_without_network_the_message_says_what_to_put_where(tmp_path, source, mo
     with pytest.raises(UserError, match=f"{source.__name__} can't be fetched .*; put .* into {tmp_path}/root") as error:
         source(tmp_path / "root", download=True).prepare_data()
     assert "\n" not in str(error.value)
+    assert not list((tmp_path / "root").iterdir())
 
 
 def test_real_mnist_is_what_torchvision_reads(real_data):
@@ -101,6 +106,46 @@ def test_damaged_files_are_an_error_of_the_root(tmp_path, real_data, name, damag
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{tmp_path}/root: MNIST .*put .* into {tmp_path}/root/MNIST/raw"):
         ready(MNIST(tmp_path / "root"))
+
+
+@pytest.fixture
+def server(tmp_path, real_data, monkeypatch):
+    """MNIST's server, on this machine; gives the folder of its files."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    for path in (real_data / "torchvision" / "MNIST" / "raw").iterdir():
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())]
+    monkeypatch.setattr(datasets.MNIST, "resources", sums)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_a_killed_download_left_is_fetched_anew(tmp_path, server, monkeypatch):
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in server.iterdir():
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes())[:2000])
+    module = ready(MNIST(tmp_path / "root", download=True))
+    assert len(module.datasets["test"]) == 5000
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["MNIST"]
+    # All is there now, so that no network is needed.
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [])
+    MNIST(tmp_path / "root", download=True).prepare_data()
+
+
+def test_a_damaged_download_is_refused_and_leaves_nothing(tmp_path, server):
+    path = max(server.iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"MNIST can't be fetched .*corrupted.*; put train-images"):
+        MNIST(tmp_path / "root", download=True).prepare_data()
+    assert not list((tmp_path / "root").iterdir())
 
 
 def test_labels_out_of_range_are_an_error(tmp_path, real_data):
@@ -173,4 +218,7 @@ def test_pets_in_their_own_layout(tmp_path):
     assert module.datasets["train"][0].inputs.shape == (3, 8, 8)
     (tmp_path / "oxford-iiit-pet" / "images" / "Pug_test_1.jpg").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"Pug_test_1\.jpg: can't be decoded"):
+        ready(OxfordPets(tmp_path))
+    (tmp_path / "oxford-iiit-pet" / "images" / "Pug_test_1.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 images are missing, such as Pug_test_1\.jpg\); put the folders"):
         ready(OxfordPets(tmp_path))

@@ -135,6 +135,7 @@ def test_clouds_of_equal_size_need_no_mask():
     [
         (torch.randn(9, 3), "has 9 points; remove it or set data.num_points to 9 or less"),
         (torch.full((10, 3), float("nan")), "not finite"),
+        (torch.randn(10, 3) * 1e20, "too large for single precision"),
         (torch.cat([torch.randn(9, 3), torch.tensor([[0.0, float("-inf"), 0.0]])]), "not finite"),
         (torch.full((10, 3), 2.0), "all its points in one place"),
         (torch.empty(0, 3), "has 0 points; remove it$"),

@@ -1,5 +1,6 @@
 """Point clouds from meshes and arrays on disk."""
 
+import hashlib
 import io
 import shutil
 import sys
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from sinkformer_pl.data import LabelledDataset, PointClouds, Sample
+from sinkformer_pl.data.pointclouds import modelnet
 from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES
 from sinkformer_pl.errors import UserError
 
@@ -214,13 +216,16 @@ def archive(classes: tuple[str, ...] = MODELNET_CLASSES["ModelNet10"], extra: st
 
 @pytest.fixture
 def local_network(tmp_path, monkeypatch):
-    """Serve ModelNet's address from a folder: the address is the one thing that is not real here."""
-    from torch_geometric.datasets import ModelNet
-
+    """Serve ModelNet's address from a folder: address and checksum are all that is not real here."""
     (tmp_path / "server").mkdir()
-    address = (tmp_path / "server" / "ModelNet10.zip").as_uri()
-    monkeypatch.setattr(ModelNet, "urls", {"10": address})
-    return tmp_path / "server" / "ModelNet10.zip"
+    path = tmp_path / "server" / "ModelNet10.zip"
+    monkeypatch.setitem(modelnet.URLS, "ModelNet10", path.as_uri())
+    expect(monkeypatch, archive())
+    return path
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setitem(modelnet.CHECKSUMS, "ModelNet10", f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
 def test_download_fetches_once_into_an_empty_root(tmp_path, local_network):
@@ -256,17 +261,21 @@ def test_without_network_the_message_says_what_to_put_where(tmp_path, local_netw
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "known", "message"),
     [
-        (b"<html>not found</html>", "not a complete archive"),
-        (archive()[:-300], "not a complete archive"),
-        (archive(extra="ModelNet10/../../escaped"), "members outside its folder"),
-        (archive(classes=()), "no folder ModelNet10"),
+        (b"<html>not found</html>", False, r"ModelNet10.zip: its SHA256 is .*; put .* there, or unpack it"),
+        (archive()[:-300], False, r"ModelNet10.zip: its SHA256 is .*: damaged or incomplete"),
+        (b"<html>not found</html>", True, "not a complete archive"),
+        (archive()[:-300], True, "not a complete archive"),
+        (archive(extra="ModelNet10/../../escaped"), True, "members outside its folder"),
+        (archive(classes=()), True, "no folder ModelNet10"),
     ],
 )
-def test_a_bad_archive_leaves_no_folder(tmp_path, local_network, content, message):
+def test_a_bad_archive_leaves_no_folder(tmp_path, local_network, monkeypatch, content, known, message):
     root = tmp_path / "root"
     root.mkdir()
+    if known:
+        expect(monkeypatch, content)
     (root / "ModelNet10.zip").write_bytes(content)
     with pytest.raises(UserError, match=message):
         PointClouds(root, download="ModelNet10").prepare_data()
@@ -276,13 +285,14 @@ def test_a_bad_archive_leaves_no_folder(tmp_path, local_network, content, messag
 
 def test_a_download_cut_off_leaves_nothing(tmp_path, local_network):
     local_network.write_bytes(archive()[:-300])
-    with pytest.raises(UserError, match="not a complete archive"):
+    with pytest.raises(UserError, match=r"ModelNet10.zip: its SHA256 is .*; try again, or put it there as .*root"):
         PointClouds(tmp_path / "root", download="ModelNet10").prepare_data()
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_an_archive_of_other_classes_is_refused(tmp_path, local_network):
+def test_an_archive_of_other_classes_is_refused(tmp_path, local_network, monkeypatch):
     root = tmp_path / "root"
+    expect(monkeypatch, archive(classes=("ant", "cube")))
     local_network.write_bytes(archive(classes=("ant", "cube")))
     with pytest.raises(UserError, match="expected meshes of bathtub"):
         ready(root, download="ModelNet10")
@@ -373,7 +383,7 @@ def change(**changes: Any) -> dict[str, np.ndarray]:
         (change(test_label=np.full(6, -1)), "test label -1"),
         (change(test_label=np.full(6, 3)), "label 3 for 3 classes"),
         (change(test_label=np.full(6, 2**63, np.uint64)), "labels start at 0"),
-        (change(test_label=np.full(6, 10**12), classes=None), "label 1000000000000 is larger than the number"),
+        (change(test_label=np.full(6, 10**12), classes=None), "there is a label 1000000000000, but no label"),
         (change(classes=np.array(["ant"]), train_label=np.zeros(12, int), test_label=np.zeros(6, int)), "1 classes"),
         (change(test_points=np.full((6, 20, 3), np.nan, np.float32)), r"clouds\..*: cloud test/0 has coordinates"),
         (change(test_points=np.zeros((6, 20, 3), np.int16)), "cloud test/0 has all its points in one place"),

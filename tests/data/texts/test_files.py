@@ -65,6 +65,8 @@ def test_tsv_and_jsonl(tmp_path):
         '{"text": "x\u2028y", "label": 1}\n\n{"label": "0", "text": "z", "more": []}\n'
     )
     data = ready(TextTable(tmp_path, train="train.tsv", test="test.jsonl", val="test.jsonl"))
+    with pytest.warns(UserWarning, match=r"data\.val_fraction 0\.3 counts for nothing, validation is .*/test\.jsonl"):
+        TextTable(tmp_path, train="train.tsv", test="test.jsonl", val="test.jsonl", val_fraction=0.3)
     assert content(data, "train") == {(f'"word {i}', str(i % 2)) for i in range(8)}
     assert content(data, "test") == content(data, "val") == {("x\u2028y", "1"), ("z", "0")}
     assert data.names("test") == ["test.jsonl:1", "test.jsonl:3"]
@@ -186,6 +188,8 @@ def test_real_tweets(real_data):
 @pytest.mark.filterwarnings("error")
 def test_parts_are_taken_as_they_are(tmp_path):
     data = ready(TextLines(lines(tmp_path, train=TRAIN, val=[("fine", 1), ("dull", 0)], test=TEST)))
+    with pytest.warns(UserWarning, match=r"data\.val_fraction 0\.3 counts for nothing, validation is .*/val_text\.txt"):
+        ready(TextLines(tmp_path, val_fraction=0.3))
     assert data.classes == ("neg", "pos")
     assert content(data, "train") == {(text, data.classes[label]) for text, label in TRAIN}
     assert content(data, "val") == {("fine", "pos"), ("dull", "neg")}

@@ -96,7 +96,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 def with_checksum(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    monkeypatch.setattr(imdb, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(imdb, "CHECKSUM", f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}")
 
 
 def listing(root: Path) -> list[str]:

@@ -1,0 +1,178 @@
+"""The checkpoint to go on from."""
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from sinkformer_pl.callbacks.loggers import AppendingCSVLogger
+from sinkformer_pl.callbacks.signals import Stopped, StopSignals
+from sinkformer_pl.errors import UserError
+
+
+class LastCheckpoint(Checkpoint):
+    """Write the checkpoint from which a training goes on exactly, and end the training when a signal asks for it.
+
+    It is written between two batches, when all of the first is done, its logs and its validation too: after each
+    epoch and each validation, every so many steps or seconds, when a signal came, and at the end. A signal that comes
+    during a validation ends it, and it is done anew; with several processes, which may have unequal shares of it, it
+    is finished first. All processes stop at the same step, whichever got the signal.
+
+    Args:
+        path: the file.
+        signals: tell when to end.
+        every: how often also within an epoch: a number of optimizer steps, or a time such as "90s", "10min" or "2h".
+
+    Raises:
+        UserError: `every` is neither.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        signals: StopSignals,
+        *,
+        every: int | str | None = None,
+    ) -> None:
+        self.path = path
+        self.signals = signals
+        self.every_n_steps, self.every_seconds = _interval(every)
+        self._due = False
+        self._validating = False
+        self._writing = False
+        self._saved_step = 0
+        self._saved_at = 0.0
+        self._rows: int | None = None
+
+    @property
+    def last_model_path(self) -> str:
+        """The file if there is one, else ""."""
+        return str(self.path) if self.path.is_file() else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the log belongs to this checkpoint: other checkpoints are written before their epoch's row."""
+        return {"rows": self._rows} if self._writing else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self._rows = state_dict["rows"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let Lightning begin anew with a validation that was cut off."""
+        if self._writing and self._validating:
+            # As if its first batch had been begun: the state in which Lightning goes back to a validation.
+            cut_off = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {
+                "total": cut_off,
+                "current": dict(cut_off),
+                "is_last_batch": False,
+            }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop what was logged after the checkpoint; take the signals over from Lightning."""
+        if trainer.ckpt_path is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, AppendingCSVLogger) and trainer.is_global_zero:
+                    logger.rewind(step=trainer.global_step, rows=self._rows)
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        self.signals.deferred = True
+        self.signals.install()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the checkpoint if it is due, and stop if a signal came."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # Gradients aren't in a checkpoint.
+        now, step = time.monotonic(), trainer.global_step
+        late = self.every_seconds is not None and now - self._saved_at >= self.every_seconds
+        received, late = _agreed(trainer, self.signals.received, late)
+        steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if self._due or received or ((late or steps) and step != self._saved_step):
+            self._write(trainer)
+        if received:
+            self._stop(trainer, received)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A validation within a training begins."""
+        self._validating = self.signals.deferred
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop if a signal came."""
+        if not self._validating or not self.signals.received or trainer.world_size > 1:
+            return
+        done = trainer.fit_loop.batch_idx + 1
+        if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+            self._write(trainer)
+            self._stop(trainer, self.signals.received)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A validation is over."""
+        self._due = self._due or self._validating
+        self._validating = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An epoch is over."""
+        self._due = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint; a signal now finds everything done."""
+        self._write(trainer)
+        self.signals.deferred = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The training is over."""
+        self.signals.deferred = False
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger)]
+        self._rows = loggers[0].rows if loggers and trainer.is_global_zero else None
+        self._writing = True
+        try:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        finally:
+            self._writing = False
+        self._due = False
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def _stop(self, trainer: pl.Trainer, received: int) -> None:
+        name = signal.Signals(received).name
+        stopped = Stopped(received, f"stopped by {name} at step {trainer.global_step}; go on with --ckpt_path last")
+        if not trainer.is_global_zero:
+            # Whoever started the processes would kill the first on another's failure, before it has ended.
+            stopped.code = 0
+        raise stopped
+
+
+def _agreed(trainer: pl.Trainer, received: int, late: bool) -> tuple[int, bool]:
+    """What any process has received, and whether the first finds it late."""
+    if trainer.world_size == 1:
+        return received, late
+    # Lightning waits for a broadcast at each step too, so that this wait is short.
+    found = torch.tensor([received, late and trainer.is_global_zero], device=trainer.strategy.root_device)
+    number, is_late = trainer.strategy.reduce(found, reduce_op="max").tolist()
+    return number, bool(is_late)
+
+
+def _interval(every: int | str | None) -> tuple[int | None, float | None]:
+    """Steps and seconds, of which one at most isn't None."""
+    if every is None:
+        return None, None
+    found = re.fullmatch(r"(\d+) ?(s|min|h)?", str(every))
+    if found is None or int(found[1]) == 0:
+        raise UserError(
+            f"checkpoint_every {every}: give a number of steps, 1 or more, or a time such as 90s, 10min or 2h"
+        )
+    number = int(found[1])
+    return (number, None) if found[2] is None else (None, number * {"s": 1.0, "min": 60.0, "h": 3600.0}[found[2]])

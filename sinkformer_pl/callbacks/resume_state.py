@@ -1,0 +1,190 @@
+"""What a checkpoint must hold beside weights, optimizer and progress for a training to go on as if never stopped."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torchmetrics import Metric
+
+from sinkformer_pl.errors import UserError
+
+RESUME_KEY = "sinkformer_pl_resume"
+
+
+class ResumeState(pl.Callback):
+    """Put the random states and the metrics of an epoch under way into every checkpoint, and take them from there.
+
+    Of each process: the generators of PyTorch (CPU and its CUDA device), NumPy and Python, and what the module's
+    torchmetrics have counted. What Lightning averages over an epoch by itself (`self.log(..., on_epoch=True)`) isn't
+    kept: it starts over in an epoch that goes on.
+
+    It comes before other callbacks, since it mends the step that they log.
+    """
+
+    def __init__(self) -> None:
+        self._before_validation: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._batch = 0
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the states of all processes."""
+        mine = self._before_validation or _states(pl_module)
+        ranks = [mine] * trainer.world_size
+        if dist.is_available() and dist.is_initialized():
+            dist.all_gather_object(ranks, mine)
+        loop = checkpoint["loops"]["fit_loop"]
+        epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if epoch["current"]["processed"] == epoch["current"]["started"]:
+            # The epoch is over. Under `max_steps` Lightning would take this for the middle of one.
+            for progress in epoch.values():
+                progress["completed"] = progress["processed"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+        checkpoint[RESUME_KEY] = {
+            "batch": batches["current"]["processed"],
+            "batches": trainer.num_training_batches,
+            "ranks": ranks,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over the state of this process, for when the training goes on.
+
+        Raises:
+            UserError: the checkpoint is from the middle of an epoch, and other processes shared that.
+        """
+        saved = checkpoint.get(RESUME_KEY)
+        if trainer.state.fn != "fit" or saved is None:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
+                _follow(checkpoint["callbacks"][callback.state_key], Path(callback.dirpath or ""))
+        ranks = saved["ranks"]
+        if saved["batch"] and len(ranks) != trainer.world_size:
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: it was written in the middle of an epoch by {len(ranks)} "
+                f"process(es), and {trainer.world_size} can't go on there; use {len(ranks)}, or a checkpoint from the "
+                "end of an epoch, such as best.ckpt"
+            )
+        self._loaded = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else None
+        self._batch, self._batches = saved["batch"], saved["batches"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the epoch's length.
+
+        Raises:
+            UserError: the checkpoint is from the middle of an epoch of another length.
+        """
+        if self._batch and self._batches != trainer.num_training_batches:
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: it was written after batch {self._batch} of {self._batches} of an "
+                f"epoch, which now has {trainer.num_training_batches}; keep data and batch size, or use a checkpoint "
+                "from the end of an epoch, such as best.ckpt"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore, before anything goes on."""
+        if self._loaded is not None and pl_module.automatic_optimization:
+            # Lightning's own count, from which the loggers have their steps, is off by one after some restarts.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        self._restore(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore; keep what a checkpoint that is written during the validation has to hold."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._restore(pl_module)
+            self._before_validation = _states(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The validation is over."""
+        self._before_validation = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore, if only the end of the epoch was left."""
+        self._restore(pl_module)
+
+    def _restore(self, module: pl.LightningModule) -> None:
+        if self._loaded is not None:
+            _set_random_state(self._loaded["random"], module.device)
+            _set_counts(self._loaded["metrics"], module)
+            self._loaded = None
+
+
+def _follow(state: dict[str, Any], folder: Path) -> None:
+    """Let the state of a ModelCheckpoint name files where they lie now; else a moved run would forget its best."""
+
+    def moved(path: str) -> str:
+        return str(folder / Path(path).name)
+
+    if state["best_model_path"] and Path(moved(state["best_model_path"])).is_file():
+        state["dirpath"] = str(folder)
+        state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved(state[name]) if state[name] else ""
+
+
+def _states(module: pl.LightningModule) -> dict[str, Any]:
+    return {"random": _random_state(module.device), "metrics": _counts(module)}
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    state = {
+        "torch": torch.get_rng_state(),
+        # As plain data and tensors, which can be loaded without running code.
+        "numpy": (torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _counts(module: pl.LightningModule) -> dict[str, Any]:
+    """What each metric has counted, if anything."""
+    return {
+        name: {"updates": metric.update_count, "state": _moved(metric.metric_state, "cpu")}
+        for name, metric in _metrics(module)
+        if metric.update_count
+    }
+
+
+def _set_counts(counts: dict[str, Any], module: pl.LightningModule) -> None:
+    for name, metric in _metrics(module):
+        if name in counts:
+            for key, value in _moved(counts[name]["state"], metric.device).items():
+                setattr(metric, key, value)
+            metric._update_count = counts[name]["updates"]
+
+
+def _metrics(module: pl.LightningModule) -> list[tuple[str, Metric]]:
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, Metric)]
+
+
+def _moved(state: dict[str, Any], device: str | torch.device) -> dict[str, Any]:
+    """Copies on a device; a state is a tensor or a list of them."""
+
+    def copy(value: Tensor) -> Tensor:
+        return value.detach().to(device, copy=True)
+
+    return {key: [copy(v) for v in value] if isinstance(value, list) else copy(value) for key, value in state.items()}

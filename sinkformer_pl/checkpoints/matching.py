@@ -1,0 +1,134 @@
+"""Saying in what a checkpoint and what it is to be used with differ."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sinkformer_pl.errors import UserError
+
+CONFIG_KEY = "sinkformer_pl_config"
+METRICS_KEY = "sinkformer_pl_metrics"
+CLASSES_KEY = "sinkformer_pl_classes"
+
+SHOWN = 4
+
+_SHAPING = ("backbone", "normalization", "num_classes")
+
+
+def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) -> None:
+    """Check that a checkpoint's hyper-parameters are those of a task.
+
+    Args:
+        checkpoint: what `read_checkpoint` gives.
+        task: the class of the task.
+        path: for the message.
+
+    Raises:
+        UserError: some are missing, or unknown.
+    """
+    parameters = inspect.signature(task).parameters
+    saved = checkpoint["hyper_parameters"].keys()
+    missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    missing = [name for name in missing if name not in saved]
+    unknown = [name for name in saved if name not in parameters]
+    if missing or unknown:
+        difference = "; ".join(
+            f"{what} {_shown(names, ', ')}" for what, names in (("without", missing), ("with", unknown)) if names
+        )
+        raise UserError(
+            f"checkpoint {path} is of another task than {task.__name__}: its hyper-parameters are {difference}; give a "
+            f"checkpoint of a {task.__name__}"
+        )
+
+
+def require_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], path: str | Path) -> None:
+    """Check that a checkpoint was trained on the classes of the data, in their order; older ones know their number.
+
+    Args:
+        checkpoint: what `read_checkpoint` gives.
+        classes: the data's class names, in the order of their indices.
+        path: for the message.
+
+    Raises:
+        UserError: lists the classes that only one of them has.
+    """
+    saved = checkpoint.get(CLASSES_KEY) or []
+    number = len(saved) or checkpoint["hyper_parameters"].get("num_classes", len(classes))
+    if list(classes) == list(saved) or (not saved and number == len(classes)):
+        return
+    differences = [f"{number} in the checkpoint and {len(classes)} in the data"]
+    if saved:
+        there = [name for name in saved if name not in classes]
+        here = [name for name in classes if name not in saved]
+        differences += [f"only in the checkpoint: {_shown(there, ', ')}"] * bool(there)
+        differences += [f"only in the data: {_shown(here, ', ')}"] * bool(here)
+        if not there and not here:
+            first = next(i for i, (a, b) in enumerate(zip(saved, classes, strict=True)) if a != b)
+            differences = [f"in another order: number {first} is {saved[first]} there and {classes[first]} in the data"]
+    raise UserError(
+        f"checkpoint {path} has other classes than the data: {'; '.join(differences)}. Use the data that it was "
+        "trained on, or train anew"
+    )
+
+
+def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+    """Check that the weights of a checkpoint fit a model, before anything is loaded.
+
+    Args:
+        checkpoint: what `read_checkpoint` gives.
+        model: the model; its `hparams`, if it has them, help to say what differs.
+        path: for the message.
+
+    Raises:
+        UserError: names the arguments of backbone and normalization that differ, and the parameters that are missing,
+            unknown or of another shape.
+    """
+    saved: Mapping[str, Tensor] = checkpoint["state_dict"]
+    wanted = model.state_dict()
+    parameters = [
+        *(f"{key} is not in the checkpoint" for key in wanted.keys() - saved.keys()),
+        *(f"{key} is only in the checkpoint" for key in saved.keys() - wanted.keys()),
+        *(
+            f"{key} is {tuple(saved[key].shape)} in the checkpoint and {tuple(wanted[key].shape)} in the model"
+            for key in wanted.keys() & saved.keys()
+            if saved[key].shape != wanted[key].shape
+        ),
+    ]
+    if parameters:
+        arguments = [
+            f"{key} is {before} in the checkpoint and {now} here"
+            for key, (before, now) in differing(checkpoint["hyper_parameters"], getattr(model, "hparams", {})).items()
+            if key.partition(".")[0] in _SHAPING
+        ]
+        raise UserError(
+            f"checkpoint {path} doesn't fit the model: {_shown([*arguments, *sorted(parameters)], '; ')}. Use the "
+            "data, backbone and normalization that it was trained with"
+        )
+
+
+def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The hyper-parameters that are in both and differ, by their dotted keys: {"backbone.dim": (8, 16)}.
+
+    Args:
+        saved: those of a checkpoint; classes as {"class_path", "init_args"}.
+        wanted: others.
+    """
+    before, now = dict(_leaves(saved)), dict(_leaves(wanted))
+    return {key: (before[key], now[key]) for key in before if key in now and before[key] != now[key]}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            yield prefix + name, value["class_path"]
+            yield from _leaves(value.get("init_args") or {}, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _shown(parts: Sequence[str], separator: str) -> str:
+    more = f"{separator}and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+    return separator.join(parts[:SHOWN]) + more

@@ -1,0 +1,140 @@
+"""The inspect command: attention of a trained network as an HTML page."""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sinkformer_pl.callbacks import StopSignals
+from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
+from sinkformer_pl.checkpoints import METRICS_KEY
+from sinkformer_pl.cli.arguments import Arguments
+from sinkformer_pl.cli.training import TrainingCLI, run_training
+from sinkformer_pl.data.classification import collate
+from sinkformer_pl.diagnostics import attention_of
+from sinkformer_pl.diagnostics.capture import evaluating
+from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_page
+from sinkformer_pl.diagnostics.tokens import sides, speller, tokens_of
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import readable
+
+FILE = "inspect.html"
+CURVES = ("train/loss", "val/loss", "train/accuracy", "val/accuracy")
+
+
+def run_inspect(argv: Sequence[str]) -> None:
+    """Write what the attention of a checkpoint does with a few samples to one HTML file.
+
+    Args:
+        argv: arguments after the command: its own, and those of `test`.
+
+    Raises:
+        UserError: wrong arguments, data or checkpoint; plotly isn't installed.
+    """
+    options, rest = _parse(argv)
+    if Arguments.of(["test", *rest]).checkpoint is None:
+        raise UserError("inspect needs the weights of a trained model: give --ckpt_path PATH")
+    plotly_script()
+    run_training(["test", *rest], cli=partial(InspectCLI, options))
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m sinkformer_pl inspect",
+        description="Write one HTML file that shows the attention of a checkpoint on a few samples: by layer, head and "
+        "query, on the points, patches or tokens themselves. It opens without a network. Every other argument is one "
+        "of test, --ckpt_path PATH first of all.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="where the samples are from")
+    parser.add_argument("--samples", type=int, default=6, help="how many, evenly spread over the split")
+    parser.add_argument("--output", type=Path, help=f"the file; {FILE} in the run's folder by default")
+    options, rest = parser.parse_known_args(argv)
+    if options.samples < 1:
+        raise UserError(f"--samples {options.samples}: give 1 or more")
+    if options.output is not None and options.output.is_dir():
+        raise UserError(f"--output {options.output}: a folder; give a file in it, such as {options.output / FILE}")
+    return options, rest
+
+
+class InspectCLI(TrainingCLI):
+    """Everything that `test` does before it tests, and then a page."""
+
+    def __init__(self, options: argparse.Namespace, arguments: Arguments, signals: StopSignals) -> None:
+        self.options = options
+        super().__init__(arguments, signals)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._begin(f"inspecting {self.arguments.checkpoint}")
+        assert self.arguments.content is not None
+        self.model.load_state_dict(self.arguments.content["state_dict"])
+        page = self._page()
+        path = self.options.output or self.folder / FILE
+        shown = write_page(page, path)
+        if shown < len(page.samples):
+            print(
+                f"{shown} of {len(page.samples)} samples are shown: the weights of more would make the file too large"
+            )
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser", flush=True)
+
+    def _page(self) -> Page:
+        content, split = self.arguments.content, self.options.split
+        assert content is not None
+        data = self.datamodule
+        loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+        # The draws of an evaluation, so that random parts of a sample are those that it has there.
+        draws = sorted(loader.sampler)
+        number = min(self.options.samples, len(draws))
+        chosen = [draws[place * len(draws) // number] for place in range(number)]
+        batch = collate([data.datasets[split][draw] for draw in chosen])
+        layers = attention_of(self.model, batch.inputs, batch.mask)
+        if not layers:
+            raise UserError(f"{type(self.model.backbone).__name__} has no MultiHeadAttention to look at")
+        with evaluating(self.model):
+            probabilities, predicted = self.model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
+        tokens = tokens_of(self.model, batch.inputs, batch.mask, speller(data))
+        names = data.names(split)
+        samples = [
+            Sample(
+                str(names[batch.index[place]]),
+                data.classes[batch.target[place]],
+                data.classes[predicted[place]],
+                probabilities[place].item(),
+                tokens[place],
+            )
+            for place in range(number)
+        ]
+        normalization = readable(self.model.hparams["normalization"])
+        metrics = content.get(METRICS_KEY) or {}
+        facts = [
+            ("data", type(data).__name__),
+            ("network", type(self.model.backbone).__name__),
+            ("normalization", normalization),
+            ("parameters", f"{sum(parameter.numel() for parameter in self.model.parameters()):,}"),
+            ("trained epochs", str(content.get("epoch", -1) + 1)),
+            *((name, f"{value:.4f}") for name, value in sorted(metrics.items())),
+            ("samples from", f"{split} ({len(draws)})"),
+        ]
+        return Page(
+            title=f"{self._get(self.config, 'name')} under {normalization}",
+            subtitle=str(self.arguments.checkpoint),
+            facts=facts,
+            samples=samples,
+            layers=layers,
+            sides=sides(self.model, layers),
+            curves=_curves(self.folder / "metrics.csv"),
+            history=read_column_sums(self.folder / FOLDER / COLUMN_SUMS),
+        )
+
+
+def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name in CURVES:
+                    if row.get(name) and math.isfinite(float(row[name])):
+                        curves.setdefault(name, []).append((int(row["epoch"]), float(row[name])))
+    return curves

@@ -1,0 +1,111 @@
+"""The attention weights of every attention layer of a network on a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+
+
+class LayerAttention(NamedTuple):
+    """What one attention layer did with a batch.
+
+    Attributes:
+        name: path of the module, as in the keys of the state_dict.
+        layer: the module.
+        weights: (B, H, Q, K), exactly 0 at padding.
+        mask: real queries and keys, and the pairs that may meet.
+    """
+
+    name: str
+    layer: MultiHeadAttention
+    weights: Tensor
+    mask: AttentionMask
+
+    def of_sample(self, sample: int) -> Tensor:
+        """The weights of one sample without its padding, (H, Q, K)."""
+        weights = self.weights[sample]
+        if self.mask.query is not None:
+            weights = weights[:, self.mask.query[sample]]
+        return weights if self.mask.key is None else weights[:, :, self.mask.key[sample]]
+
+
+def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
+    """Run a network and return the weights of its attention layers, in the order in which they ran.
+
+    In evaluation mode, without gradient and without compiled code; afterwards each module is in the mode that it was
+    in. Each layer is asked for the weights of what reaches it, beside its forward pass.
+
+    Args:
+        model: any module with `MultiHeadAttention` in it.
+        inputs: what to call it with.
+    """
+    caught: list[LayerAttention] = []
+    handles = []
+
+    def catch(name: str) -> Any:
+        def hook(layer: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            weights = layer.weights(*arguments, **named)
+            mask = named.get("mask", arguments[2] if len(arguments) > 2 else None) or AttentionMask()
+            if layer.causal:
+                pairs = causal_pairs(*weights.shape[-2:], device=weights.device)
+                mask = AttentionMask(mask.query, mask.key, pairs if mask.pairs is None else pairs & mask.pairs)
+            caught.append(LayerAttention(name, layer, weights, mask))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, MultiHeadAttention):
+            handles.append(module.register_forward_pre_hook(catch(name), with_kwargs=True))
+    try:
+        with evaluating(model):
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return caught
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; compiled modules run as they were written.
+
+    To compile them anew, for hooks and another batch, would take minutes and might change the code of the training.
+    """
+    modes = {module: module.training for module in model.modules()}
+    compiled = any(module._compiled_call_impl is not None for module in modes)
+    model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def learned_parameters(layer: MultiHeadAttention) -> dict[str, Tensor]:
+    """What a layer has learned about its normalization, each (H,): the temperature, and the normalization's own.
+
+    Those are its parameters of one number, or of one a head, and what its properties make of them, such as alpha.
+    """
+    heads = layer.num_heads
+    found: dict[str, Tensor] = {}
+    if layer.log_temperature is not None:
+        found["temperature"] = layer.log_temperature.exp()
+    own = layer.normalization
+    parameters = dict(own.named_parameters())
+    if parameters:
+        names = [
+            name for kind in type(own).__mro__ for name, value in vars(kind).items() if isinstance(value, property)
+        ]
+        found |= {name: value for name in names if isinstance(value := getattr(own, name), Tensor)}
+    found |= parameters
+    return {
+        name: value.detach().flatten().expand(heads)
+        for name, value in found.items()
+        if value.numel() == 1 or value.shape == (heads,)
+    }

@@ -1,0 +1,159 @@
+"""What `fit` says when it goes on, and which folder it takes; in this process."""
+
+import csv
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sinkformer_pl.callbacks import AppendingCSVLogger, LastCheckpoint, ResumeState, Stopped, StopSignals
+from sinkformer_pl.callbacks.resume_state import RESUME_KEY
+from sinkformer_pl.data import ProceduralShapes
+from sinkformer_pl.errors import UserError
+
+LARGER = ["--data.train_size", "80", "--data.batch_size", "16"]
+
+
+@pytest.fixture
+def stopped(tiny, run, monkeypatch, capfd):
+    """A run that was stopped before its third step of five."""
+
+    def agreed(trainer, received, late):
+        return 15 if trainer.global_step == 2 else 0, late
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sinkformer_pl.callbacks.last_checkpoint._agreed", agreed)
+        with pytest.raises(Stopped) as stopped:
+            run("fit", "--config", tiny, *LARGER)
+    assert stopped.value.code == 143
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped by SIGTERM at step 2; go on with --ckpt_path last"
+
+
+def test_the_middle_of_an_epoch_needs_the_same_batches(tiny, run, stopped, tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        run("fit", "--config", tiny, *LARGER, "--ckpt_path", "last", "--data.batch_size", "8")
+    assert "after batch 2 of 5 of an epoch, which now has 10" in capfd.readouterr().err
+    run("fit", "--config", tiny, *LARGER, "--ckpt_path", "last")
+    assert torch.load(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_the_middle_of_an_epoch_needs_the_same_processes():
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, ckpt_path="last.ckpt")
+    saved = {"batch": 3, "batches": 5, "ranks": [{"random": {}, "metrics": {}}] * 2}
+    with pytest.raises(UserError, match=r"last.ckpt: it was written in the middle of an epoch by 2 process\(es\)"):
+        ResumeState().on_load_checkpoint(trainer, None, {RESUME_KEY: saved})
+    ResumeState().on_load_checkpoint(trainer, None, {RESUME_KEY: {**saved, "batch": 0}})
+
+
+def test_another_length_of_the_schedule_is_said(tiny, run, caplog):
+    run("fit", "--config", tiny)
+    with caplog.at_level("INFO"):
+        run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert "goes on as in a training of 4 steps; up to the checkpoint it was that of one of 2 steps" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "3", "--model.schedule", "Constant")
+    assert "goes on as in" not in caplog.text
+
+
+def test_a_run_that_is_over_is_said_to_be(tiny, run, tmp_path):
+    run("fit", "--config", tiny, "--trainer.max_epochs", "2")
+    record = tmp_path / "runs/tiny/version_0/fit.json"
+    before = record.read_text()
+    record.unlink()
+    printed = run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert "nothing to do: the checkpoint has 2 epochs; raise trainer.max_epochs, 2, to train on" in printed
+    assert record.read_text() == before
+    more = ["--trainer.max_epochs", "5", "--trainer.max_steps", "3"]
+    assert "raise trainer.max_steps, 3, to" in run("fit", "--config", tiny, "--ckpt_path", "last", *more)
+
+
+def test_two_runs_that_begin_at_once_have_a_folder_each(tiny, run, tmp_path, monkeypatch):
+    setup = ProceduralShapes.setup
+
+    def another_is_quicker(self, stage=None):
+        (tmp_path / "runs/tiny/version_0").mkdir(parents=True, exist_ok=True)
+        setup(self, stage)
+
+    monkeypatch.setattr(ProceduralShapes, "setup", another_is_quicker)
+    assert "version_1" in run("fit", "--config", tiny)
+    assert not list((tmp_path / "runs/tiny/version_0").iterdir())
+    for place in ("metrics.csv", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "costs.csv"):
+        assert (tmp_path / "runs/tiny/version_1" / place).is_file()
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(tiny, run, tmp_path):
+    # Weights that don't move: the first epoch is the best, since none is better.
+    run("fit", "--config", tiny, "--model.optimizer.lr", "0")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    checkpoints = tmp_path / "moved/tiny/version_0/checkpoints"
+    printed = run("fit", "--ckpt_path", str(checkpoints / "last.ckpt"), "--trainer.max_epochs", "3")
+    assert str(checkpoints) in printed
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.parametrize("every", ["0", "5x", "min", "-3"])
+def test_wrong_interval(tiny, fail, every):
+    assert f"checkpoint_every {every}: give a number of steps" in fail(
+        "fit", "--config", tiny, f"--checkpoint_every={every}"
+    )
+
+
+@pytest.mark.parametrize(("every", "steps"), [("2", [2, 4, 5]), ("1h", [5])])
+def test_the_interval_is_of_steps_or_of_time(tiny, run, monkeypatch, every, steps):
+    written = []
+    write = LastCheckpoint._write
+
+    def watched(self, trainer):
+        written.append(trainer.global_step)
+        write(self, trainer)
+
+    monkeypatch.setattr(LastCheckpoint, "_write", watched)
+    run("fit", "--config", tiny, *LARGER, "--checkpoint_every", every)
+    assert written == steps
+    clock = iter(range(0, 10**9, 40))
+    passing = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("sinkformer_pl.callbacks.last_checkpoint.time", passing)
+    written.clear()
+    run("fit", "--config", tiny, *LARGER, "--checkpoint_every", "1min")
+    assert written == [1, 3, 5]
+
+
+def test_a_log_that_goes_on_forgets_what_came_after_the_checkpoint(tmp_path):
+    logger = AppendingCSVLogger(tmp_path)
+    for step in range(4):
+        logger.log_metrics({"epoch": step // 2, "late" if step == 3 else "loss": step}, step=step)
+        logger.save()
+    path = tmp_path / "metrics.csv"
+    with path.open("a") as file:
+        file.write("1,3,,")  # The process was killed in the middle of a row.
+
+    again = AppendingCSVLogger(tmp_path)
+    assert again.rows == 5
+    again.rewind(step=3, rows=2)
+    assert path.read_text().split() == ["epoch,loss,step", "0,0,0", "0,1,1"]
+    again.log_metrics({"loss": 7}, step=2)
+    again.save()
+    assert again.rows == 3
+    assert [row["step"] for row in csv.DictReader(path.open())] == ["0", "1", "2"]
+    again.rewind(step=0, rows=None)
+    assert not path.exists()
+
+
+def test_signals_are_handled_only_within_and_only_in_the_main_thread(monkeypatch):
+    before = signal.getsignal(signal.SIGUSR1)
+    signals = StopSignals()
+    with signals.handled():
+        with pytest.raises(Stopped) as stopped:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stopped.value.code == 128 + signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)  # The process is ending already.
+    assert signal.getsignal(signal.SIGUSR1) is before
+    thread = threading.Thread(target=lambda: StopSignals().handled().__enter__())
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGUSR1) is before

@@ -1,0 +1,236 @@
+"""The page of a checkpoint: one file, the model's own numbers in it, and clicks that do what they say."""
+
+import base64
+import builtins
+import json
+import re
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from sinkformer_pl.data import ProceduralShapes
+from sinkformer_pl.data.classification import collate
+from sinkformer_pl.diagnostics import attention_of
+from sinkformer_pl.diagnostics.page import Page, Sample, write_page
+from sinkformer_pl.diagnostics.tokens import sides, tokens_of
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.models import SetTransformer, TextTransformer, VisionTransformer
+from sinkformer_pl.normalizations import Sinkhorn, Softmax
+from sinkformer_pl.tasks import Classifier
+
+pytest.importorskip("plotly")
+
+
+def content(path):
+    html = path.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def decoded(layer):
+    numbers = np.frombuffer(base64.b64decode(layer["weights"]), "<f2").astype(np.float32)
+    return torch.from_numpy(numbers).reshape(-1, layer["queries"], layer["keys"])
+
+
+def page_of(model, inputs, mask, path, spell=None):
+    torch.manual_seed(0)
+    layers = attention_of(model, inputs, mask)
+    tokens = tokens_of(model, inputs, mask, spell)
+    samples = [Sample(f"sample {i} </script>", "cat", "dog", 0.5, of) for i, of in enumerate(tokens)]
+    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(model, layers)), path)
+    return layers
+
+
+def test_the_command_writes_what_the_checkpoint_does(run, tiny, tmp_path):
+    run("fit", "--config", tiny, "--trainer.callbacks", "AttentionDiagnostics")
+    folder = tmp_path / "runs/tiny/version_0"
+    printed = run("inspect", "--ckpt_path", "best", "--name", "tiny", "--samples", "3")
+    assert "inspect.html" in printed.splitlines()[-1]
+    found = content(folder / "inspect.html")
+    model = Classifier.load_from_checkpoint(folder / "checkpoints/best.ckpt", weights_only=True)
+    data = ProceduralShapes(train_size=48, val_size=24, test_size=26)
+    data.setup()
+    draws = [list(data.test_dataloader().sampler)[place] for place in (0, 8, 17)]
+    for sample, draw in zip(found["samples"], draws, strict=True):
+        assert sample["name"] == data.names("test")[draw.index]
+        alone = collate([data.datasets["test"][draw]])
+        np.testing.assert_allclose(sample["tokens"]["points"], alone.inputs[0], atol=1e-4)
+        for layer, own in zip(sample["layers"], attention_of(model, alone.inputs, None), strict=True):
+            torch.testing.assert_close(decoded(layer), own.weights[0], rtol=1e-3, atol=1e-6)
+    assert set(found["curves"]) == {"train/loss", "val/loss", "train/accuracy", "val/accuracy"}
+    assert list(found["history"]["backbone.blocks.0.gather.attention"]) == ["0"]
+    # Heads of five layers.
+    assert len(found["table"]["rows"]) == 10
+
+    run("inspect", "--ckpt_path", "best", "--name", "tiny", "--split", "val", "--output", "there/page.html")
+    there = content(tmp_path / "there/page.html")
+    assert len(there["samples"]) == 6
+    assert [sample["name"] for sample in there["samples"]] == list(data.names("val")[::4])
+
+
+def test_nothing_is_fetched_and_names_cannot_break_the_page(tmp_path):
+    model = SetTransformer(Softmax, dim=8, num_heads=2, depth=1)
+    page_of(model, torch.randn(1, 5, 3), None, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r'<(script|link|img)[^>]*(src|href)="', html)
+    assert html.count("</script>") == 3
+    assert content(tmp_path / "page.html")["samples"][0]["name"] == "sample 0 </script>"
+    assert (tmp_path / "page.html").stat().st_size < 6e6
+
+
+def test_as_many_samples_as_fit(tmp_path, monkeypatch):
+    model = TextTransformer(Softmax, vocab_size=9, dim=8, num_heads=2, depth=1)
+    monkeypatch.setattr("sinkformer_pl.diagnostics.page.MOST_NUMBERS", 2 * 2 * 36)
+    page_of(model, torch.ones(3, 6, dtype=torch.int64), None, tmp_path / "page.html")
+    assert len(content(tmp_path / "page.html")["samples"]) == 2
+    with pytest.raises(UserError, match="single sample"):
+        page_of(model, torch.ones(1, 9, dtype=torch.int64), None, tmp_path / "page.html")
+
+
+def test_what_is_refused(fail, tiny, monkeypatch):
+    assert "--ckpt_path" in fail("inspect")
+    assert "--samples 0" in fail("inspect", "--ckpt_path", tiny, "--samples", "0")
+    assert "--output ." in fail("inspect", "--ckpt_path", tiny, "--output", ".")
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("plotly"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert "pip install 'sinkformer_pl[inspect]'" in fail("inspect", "--ckpt_path", tiny)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: no browser to click in")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine to look at the page with")
+    software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=software)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Open the page of a model without a network; no script may fail."""
+    errors, opened = [], []
+
+    def visit(model, inputs, mask=None, spell=None):
+        layers = page_of(model, inputs, mask, tmp_path / "page.html", spell)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        opened.append(page)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_selector("#table tbody tr")
+        return page, layers
+
+    yield visit
+    for page in opened:
+        page.close()
+    assert not errors
+
+
+def shown(page):
+    """The heaviest keys and their weights, as the page writes them."""
+    rows = page.locator("#heaviest tbody tr")
+    keys = rows.evaluate_all("rows => rows.map(row => +row.dataset.key)")
+    return keys, [float(cell) for cell in rows.locator("td:nth-child(3)").all_inner_texts()]
+
+
+def check(page, row):
+    """The page shows these weights of the chosen query."""
+    keys, weights = shown(page)
+    assert keys[0] == row.argmax()
+    np.testing.assert_allclose(weights, row[keys], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(weights, row.sort(descending=True).values[: len(weights)], rtol=1e-3, atol=1e-6)
+
+
+def test_points(visit):
+    torch.manual_seed(1)
+    model = SetTransformer(partial(Sinkhorn, n_iters=3), dim=8, num_heads=2, depth=1, inducing_points=4)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    mask = torch.arange(20) < torch.tensor([20, 12])[:, None]
+    page, layers = visit(model, torch.randn(2, 20, 3), mask)
+    gather, scatter, pool = layers
+    check(page, gather.of_sample(0).mean((0, 1)))
+    page.select_option("#sample", "1")
+    page.select_option("#layer", "1")
+    page.select_option("#head", "1")
+    page.select_option("#query", "7")
+    check(page, scatter.of_sample(1)[1, 7])
+    assert page.locator("#query option").count() == 13
+    # A row of the table chooses layer and head, and leaves the sample; a query that the layer lacks falls away.
+    page.locator("#table tbody tr").nth(4).click()
+    assert [page.input_value(f"#{name}") for name in ("sample", "layer", "head", "query")] == ["1", "2", "0", "all"]
+    check(page, pool.of_sample(1)[0, 0])
+    # A click into the map: the middle of its third row of four.
+    page.select_option("#layer", "0")
+    click_in(page, "#map .nsewdrag", 0.5, 2.5 / 4)
+    page.wait_for_function("document.getElementById('query').value === '2'")
+    check(page, gather.of_sample(1)[0, 2])
+    # A click on a point of the cloud that can be turned.
+    page.select_option("#layer", "1")
+    page.select_option("#query", "all")
+    page.locator("#view").scroll_into_view_if_needed()
+    box = page.locator("#view").bounding_box()
+    for place in range(400):
+        across, down = 0.1 + 0.035 * (place % 20), 0.1 + 0.04 * (place // 20)
+        page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
+        page.wait_for_timeout(40)
+        if page.locator("#view .hovertext").count():
+            page.mouse.down()
+            page.mouse.up()
+            break
+    page.wait_for_function("document.getElementById('query').value !== 'all'")
+    check(page, scatter.of_sample(1)[0, int(page.input_value("#query"))])
+
+
+def click_in(page, selector, right, down):
+    page.locator(selector).first.scroll_into_view_if_needed()
+    box = page.locator(selector).first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * right + 2, box["y"] + box["height"] * down)
+    page.mouse.move(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
+    page.wait_for_timeout(200)
+    page.mouse.click(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
+
+
+def test_patches(visit):
+    torch.manual_seed(1)
+    model = VisionTransformer(Softmax, image_size=8, patch_size=2, channels=1, dim=8, num_heads=2, depth=2)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    page, layers = visit(model, torch.rand(2, 1, 8, 8))
+    page.select_option("#layer", "1")
+    page.select_option("#query", label="class token")
+    check(page, layers[1].of_sample(0)[:, 0].mean(0))
+    # The patch in row 1, column 2 of 4, after the class token.
+    box = page.locator("#view .nsewdrag").first.bounding_box()
+    assert box["width"] > 100
+    click_in(page, "#view .nsewdrag", 2.5 / 4, 1.5 / 4)
+    page.wait_for_function("document.getElementById('query').value === '7'")
+    check(page, layers[1].of_sample(0)[:, 7].mean(0))
+
+
+def test_words(visit):
+    torch.manual_seed(1)
+    model = TextTransformer(Softmax, vocab_size=20, dim=8, num_heads=2, depth=1, pooling="cls")
+    for parameter in model.parameters():
+        parameter.data *= 5
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    page, [layer] = visit(model, torch.arange(12).reshape(2, 6), mask, lambda token: f" <b>{token}")
+    page.select_option("#sample", "1")
+    assert page.locator(".words span").all_inner_texts() == ["[class]", " <b>6", " <b>7", " <b>8", " <b>9"]
+    page.locator(".words span").nth(3).click()
+    page.wait_for_function("document.getElementById('query').value === '3'")
+    check(page, layer.of_sample(1)[:, 3].mean(0))
+    assert page.locator(".words span.chosen").inner_text() == " <b>8"
