@@ -41,7 +41,9 @@ def test_the_middle_of_an_epoch_needs_the_same_batches(tiny, run, stopped, tmp_p
 
 
 def test_the_middle_of_an_epoch_needs_the_same_processes():
-    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, ckpt_path="last.ckpt")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, ckpt_path="last.ckpt", checkpoint_callbacks=[]
+    )
     saved = {"batch": 3, "batches": 5, "ranks": [{"random": {}, "metrics": {}}] * 2}
     with pytest.raises(UserError, match=r"last.ckpt: it was written in the middle of an epoch by 2 process\(es\)"):
         ResumeState().on_load_checkpoint(trainer, None, {RESUME_KEY: saved})
