@@ -1,10 +1,24 @@
-"""What flows from the data to a task: the batch, and the padding that makes one out of samples of unequal length."""
+"""What flows from the data to a task: samples, and the batch that padding makes of some of unequal length."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """One item of a dataset.
+
+    Attributes:
+        inputs: (N, C) float or (N,) int64; N may differ from sample to sample.
+        target: class index.
+        index: place of the sample in its split.
+    """
+
+    inputs: Tensor
+    target: int
+    index: int  # type: ignore[assignment]
 
 
 class Batch(NamedTuple):
@@ -37,3 +51,10 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     if bool((lengths == lengths[0]).all()):
         return padded, None
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Make a batch, padding inputs of unequal length."""
+    inputs, targets, indices = zip(*samples, strict=True)
+    padded, mask = pad(inputs)
+    return Batch(padded, mask, torch.tensor(targets), torch.tensor(indices))

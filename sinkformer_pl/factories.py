@@ -5,7 +5,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from sinkformer_pl.errors import UserError
 
@@ -40,7 +40,8 @@ def describe(factory: Callable[..., Any]) -> Spec:
 def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:
     """The factory itself, or the one that a spec stands for.
 
-    A spec's class is imported, which runs its module's code.
+    A spec's class is imported, which runs its module's code. A spec among its arguments must be of a class that the
+    annotation `Callable[..., Something]` of the argument allows; without one, any class is called.
 
     Args:
         factory: a class, a partial, or a spec.
@@ -56,10 +57,20 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     if not issubclass(cls, base):
         raise TypeError(f"{factory['class_path']} is no {base.__name__}")
     arguments = {
-        name: as_factory(value, object) if isinstance(value, Mapping) and "class_path" in value else value
+        name: as_factory(value, _made_by(cls, name)) if isinstance(value, Mapping) and "class_path" in value else value
         for name, value in factory.get("init_args", {}).items()
     }
     return functools.partial(cls, **arguments)
+
+
+def _made_by(cls: type, name: str) -> type:
+    """What a factory makes that is an argument of a class."""
+    parameter = parameters_of(cls).get(name)
+    annotation = parameter.annotation if parameter else None
+    for hint in (annotation, *get_args(annotation)):
+        if get_origin(hint) is Callable and inspect.isclass(made := get_args(hint)[-1]):
+            return made
+    return object
 
 
 def readable(spec: Mapping[str, Any]) -> str:

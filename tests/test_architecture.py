@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "flows": {"ops", "errors"},
     "comparison": {"callbacks", "runs", "normalizations", "errors", "factories"},
     "cli": {
+        "batch",
         "benchmark",
         "callbacks",
         "checkpoints",

@@ -366,6 +366,16 @@ def test_a_checkpoint_of_another_task_is_named(there, capsys):
     assert "'hyper_parameters'" in refused(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "bare.ckpt")
 
 
+def test_weights_alone_are_tested_but_no_training_goes_on_from_them(there, capsys):
+    checkpoint = read_checkpoint(there / "best.ckpt")
+    weights = {key: value for key, value in checkpoint.items() if key not in ("loops", "optimizer_states")}
+    save_file(weights, "weights.ckpt")
+    before = sorted(there.rglob("*"))
+    assert "weights alone, not the state of a training" in refused(capsys, "fit", "--ckpt_path", "weights.ckpt")
+    assert sorted(there.rglob("*")) == before
+    main(["test", "--ckpt_path", "weights.ckpt"])
+
+
 def test_other_classes_are_listed(there, capsys):
     last = there / "last.ckpt"
     checkpoint = read_checkpoint(last)

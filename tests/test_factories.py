@@ -56,6 +56,14 @@ def test_what_cannot_be_saved_or_built_is_refused():
         as_factory({"class_path": "sinkformer_pl.normalizations.Nothing"}, Backbone)
 
 
+def test_a_spec_within_a_spec_must_be_of_the_class_that_its_place_is_for(tmp_path):
+    touch = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "ran")]}}
+    spec = {"class_path": "sinkformer_pl.models.SetTransformer", "init_args": {"dim": 8, "pooling": touch}}
+    with pytest.raises(TypeError, match=r"subprocess\.Popen is no AttentionNormalization"):
+        as_factory(spec, Backbone)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_public_path_is_the_shortest():
     assert public_path(Sinkhorn) == "sinkformer_pl.normalizations.Sinkhorn"
     assert public_path(torch.nn.Linear) == "torch.nn.Linear"

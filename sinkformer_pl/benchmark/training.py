@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sinkformer_pl.benchmark.timing import interleaved
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer
-from sinkformer_pl.normalizations import Sinkhorn, Softmax
+from sinkformer_pl.normalizations import NormalizationFactory, Sinkhorn, Softmax
 
 CLASSES = 40
 WIDTH, HEADS, INDUCING = 256, 4, 16
@@ -67,9 +67,9 @@ def compare_steps(
     inputs = torch.randn(batch, points, 3, device=device)
     target = torch.randint(CLASSES, (batch,), device=device)
 
-    def ours(normalization: Callable[[], nn.Module]) -> nn.Module:
+    def ours(normalization: NormalizationFactory) -> nn.Module:
         backbone = SetTransformer(
-            normalization,  # type: ignore[arg-type]
+            normalization,
             dim=WIDTH,
             num_heads=HEADS,
             inducing_points=INDUCING,

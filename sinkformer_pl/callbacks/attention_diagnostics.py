@@ -1,8 +1,7 @@
 """What attention does, epoch by epoch."""
 
-import csv
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from sinkformer_pl.batch import Batch
+from sinkformer_pl.callbacks.epoch_rows import append_rows, keep_before, read_rows
 from sinkformer_pl.callbacks.run_record import RunRecord
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
@@ -86,7 +86,7 @@ class AttentionDiagnostics(pl.Callback):
             records = (callback.folder for callback in trainer.callbacks if isinstance(callback, RunRecord))  # type: ignore[attr-defined]
             self.folder = next(records, None) or Path(trainer.log_dir or trainer.default_root_dir)
             for path in (self.folder / FILE, self.folder / FOLDER / COLUMN_SUMS):
-                _rewind(path, trainer.current_epoch)
+                keep_before(path, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, write and log."""
@@ -95,7 +95,9 @@ class AttentionDiagnostics(pl.Callback):
         with isolate_rng():
             layers = _attend(trainer, pl_module, self._probe)
             measured = {layer.name: summary(layer.weights, layer.mask) for layer in layers}
-        pl_module.log_dict(_means(measured), rank_zero_only=True)
+        # Not by the model's log, which takes longer for so many numbers than to measure them.
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **_means(measured)}, step=trainer.global_step - 1)
         if self.folder is None or not layers:
             return
         epoch = trainer.current_epoch
@@ -110,10 +112,10 @@ class AttentionDiagnostics(pl.Callback):
             for head in range(len(numbers[MEASURES[0]])):
                 cells = [_cell(numbers[name][head]) if name in numbers else "" for name in columns[3:]]
                 rows.append([epoch, layer, head, *cells])
-        _append(self.folder / FILE, columns, rows)
+        append_rows(self.folder / FILE, columns, rows)
         shares = torch.linspace(0, 1, STEPS + 1)
         sums = [(layer.name, column_sums(layer.weights, layer.mask).float().nanquantile(shares)) for layer in layers]
-        _append(
+        append_rows(
             self.folder / FOLDER / COLUMN_SUMS,
             ["epoch", "layer", *(f"{share:g}" for share in shares.tolist())],
             [[epoch, name, *map(_cell, values.tolist())] for name, values in sums],
@@ -162,7 +164,7 @@ class AttentionDiagnostics(pl.Callback):
 def read_column_sums(path: Path) -> dict[str, dict[int, list[float]]]:
     """What `column_sums.csv` holds: by layer and epoch, the quantiles of the column sums at even steps from 0 to 1."""
     history: dict[str, dict[int, list[float]]] = {}
-    for epoch, layer, *values in _read(path)[1:]:
+    for epoch, layer, *values in read_rows(path)[1:]:
         history.setdefault(layer, {})[int(epoch)] = [float(value) for value in values]
     return history
 
@@ -191,38 +193,14 @@ def _attend(trainer: pl.Trainer, model: pl.LightningModule, probe: Batch) -> lis
     ]
 
 
-def _means(measured: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _means(measured: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
     means = {
-        f"attention/{name}/{layer}": measures[name].nanmean() for layer, measures in measured.items() for name in LOGGED
+        f"attention/{name}/{layer}": measures[name].nanmean().item()
+        for layer, measures in measured.items()
+        for name in LOGGED
     }
-    return {name: mean for name, mean in means.items() if mean.isfinite()}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _cell(value: float) -> str:
     return "" if value != value else f"{value:.6g}"
-
-
-def _append(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows] if new else rows)
-
-
-def _read(path: Path) -> list[list[str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
-
-
-def _rewind(path: Path, epoch: int) -> None:
-    """Keep the rows before an epoch."""
-    columns, *rows = _read(path) or [[]]
-    kept = [row for row in rows if row[:1] and row[0].isdecimal() and int(row[0]) < epoch and len(row) == len(columns)]
-    if len(kept) == len(rows):
-        return
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    _append(part, columns, kept)
-    os.replace(part, path)

@@ -8,6 +8,21 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+"""What is logged once an epoch."""
+
+
+def read_curves(path: Path) -> dict[str, dict[int, float]]:
+    """What `metrics.csv` has of each of `CURVES`, by epoch; of an epoch that was begun twice the later row counts."""
+    rows: list[dict[str, str]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    return {
+        name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
+        for name in CURVES
+    }
+
 
 class _Appender(ExperimentWriter):
     """Lightning's own writer deletes an earlier `metrics.csv`; this one adds to it.

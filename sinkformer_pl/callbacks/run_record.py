@@ -74,7 +74,8 @@ class RunRecord(pl.Callback):
     def _best(self, trainer: pl.Trainer) -> dict[str, float]:
         """The validation metrics of the best checkpoint."""
         path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        return read_checkpoint(path)[METRICS_KEY] if path else {}
+        # Strategies that divide the model write folders.
+        return read_checkpoint(path)[METRICS_KEY] if path and Path(path).is_file() else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `validate.json`, after the command of that name."""

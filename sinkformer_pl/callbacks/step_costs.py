@@ -1,6 +1,5 @@
 """What training steps cost."""
 
-import csv
 import statistics
 import sys
 import time
@@ -9,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+
+from sinkformer_pl.callbacks.epoch_rows import append_rows, keep_before
 
 COLUMNS = ("epoch", "steps", "seconds_per_step", "waiting", "peak_mb")
 
@@ -36,13 +37,8 @@ class StepCosts(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop the rows of epochs that are done again."""
-        if trainer.ckpt_path is None or not trainer.is_global_zero or not self.path.is_file():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        kept = [row for row in rows[1:] if row and row[0].isdecimal() and int(row[0]) < trainer.current_epoch]
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            keep_before(self.path, trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting; the first batch, for which workers may have to start, isn't counted."""
@@ -79,10 +75,7 @@ class StepCosts(pl.Callback):
             f"{sum(self._waits) / sum(self._steps):.4f}",
             f"{_peak_mb(pl_module.device):.0f}",
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, row] if new else [row])
+        append_rows(self.path, COLUMNS, [row])
 
 
 def _peak_mb(device: torch.device) -> float:

@@ -11,6 +11,7 @@ from sinkformer_pl.checkpoints.matching import (
     differing,
     require_classes,
     require_match,
+    require_resumable,
     require_task,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_checkpoint",
     "require_classes",
     "require_match",
+    "require_resumable",
     "require_task",
     "save_file",
 ]

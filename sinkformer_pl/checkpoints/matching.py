@@ -109,6 +109,30 @@ def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | P
         )
 
 
+def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+    """Check that a training can go on from a checkpoint.
+
+    Args:
+        checkpoint: what `read_checkpoint` gives.
+        model: the task; its `hparams` name the optimizer.
+        path: for the message.
+
+    Raises:
+        UserError: it has weights alone, or the state of another optimizer.
+    """
+    if "loops" not in checkpoint:
+        raise UserError(
+            f"--ckpt_path {path}: it has weights alone, not the state of a training to go on with; give one that fit "
+            "wrote"
+        )
+    saved = checkpoint["hyper_parameters"].get("optimizer", {}).get("class_path")
+    wanted = model.hparams["optimizer"]["class_path"]  # type: ignore[index, union-attr]
+    if saved != wanted:
+        raise UserError(
+            f"--ckpt_path {path}: it was trained by {saved}, from whose state {wanted} can't go on; keep the optimizer"
+        )
+
+
 def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The hyper-parameters that are in both and differ, by their dotted keys: {"backbone.dim": (8, 16)}.
 

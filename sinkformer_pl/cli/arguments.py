@@ -143,10 +143,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: can't be read ({error})") from None
+    except RecursionError:
+        raise UserError(f"--config {path}: it is nested too deep; write lines 'key: value'") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"--config {path}{line}: {getattr(error, 'problem', None) or 'no valid YAML'}") from None
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", "no valid YAML"))
+        remedy = "write plain values, without tags" if "tag" in problem else "correct the YAML"
+        raise UserError(f"--config {path}{line}: {problem}; {remedy}") from None
     if content is None:
         raise UserError(f"--config {path}: it is empty")
     if not isinstance(content, dict):

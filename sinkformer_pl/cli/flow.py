@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -36,9 +36,6 @@ def run_flow(argv: Sequence[str]) -> None:
     parser = _parser()
     _require_keys(parser, argv)
     config = parser.parse_args(list(argv))
-    for group in GROUPS:
-        if not isinstance(config[group], Namespace):
-            raise UserError(f"{group} {config[group]}: expected settings, such as {group}.particles")
     folder = Path(config.folder)
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed {config.seed}: give a whole number from 0 to 2**63 - 1")

@@ -1,18 +1,18 @@
 """The inspect command: attention of a trained network as an HTML page."""
 
 import argparse
-import csv
 import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks import StopSignals
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
+from sinkformer_pl.callbacks.loggers import read_curves
 from sinkformer_pl.checkpoints import METRICS_KEY
 from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.training import TrainingCLI, run_training
-from sinkformer_pl.data.classification import collate
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_page
@@ -21,7 +21,6 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 
 FILE = "inspect.html"
-CURVES = ("train/loss", "val/loss", "train/accuracy", "val/accuracy")
 
 
 def run_inspect(argv: Sequence[str]) -> None:
@@ -130,11 +129,9 @@ class InspectCLI(TrainingCLI):
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    curves: dict[str, list[tuple[int, float]]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name in CURVES:
-                    if row.get(name) and math.isfinite(float(row[name])):
-                        curves.setdefault(name, []).append((int(row["epoch"]), float(row[name])))
-    return curves
+    """Those that there are, of finite values: JSON has no others."""
+    curves = {
+        name: [(epoch, value) for epoch, value in values.items() if math.isfinite(value)]
+        for name, values in read_curves(path).items()
+    }
+    return {name: values for name, values in curves.items() if values}

@@ -27,9 +27,16 @@ PARTS = {
 NORMALIZATIONS = ("normalization", "pooling")
 """Keys whose value is a registered normalization."""
 
-SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    **dict.fromkeys(("list", "tuple", "Sequence"), "a list, such as [1, 2]"),
+}
 
-CLASS_PATH = r"class_path[= ]'([\w.]+)'"
+CLASS_PATH = r"class_path'?[=: ]+'([\w.]+)'"
 
 REMEDIES = {
     "Early stopping conditioned on metric": "give another monitor",
@@ -49,6 +56,9 @@ def condense(message: str, options: Iterable[str]) -> str:
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     # The parser nests its messages; the cause is behind the last key.
     cause = message[message.rfind("Parser key") :] if key else message
+    options = list(options)
+    if match := re.search(r'Parser key "(\w+)": Unable to load config "(.*)"', cause, re.DOTALL):
+        return not_settings(match[1], match[2], options)
     if match := re.search(r"unrecognized arguments: (\S+)|does not accept option '([\w.]+)'", cause):
         return _unknown_key((match[1] or match[2]).lstrip("-").partition("=")[0], options)
     if match := re.search(r'Linked "([\w.]+)" must be given via "([\w.]+)"', cause):
@@ -64,26 +74,36 @@ def condense(message: str, options: Iterable[str]) -> str:
         number = "true, false, or " if "<class 'bool'>" in cause else ""
         number += "a number, or " if re.search(r"Union\[[^\]]*float|<class 'float'>", cause) else ""
         return f"{key} {_value(cause)}: expected {number}one of {choices}"
-    if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause):
-        return f"{key} {match[1]}: this class is no {match[2]}"
-    single = re.findall(r"Expected an? <class '(\w+)'>\. Got value", cause)
-    if (kinds := single or re.findall(r"Expected an? <class '(\w+)'>", cause)) and set(kinds) & SCALARS.keys() - {
-        "NoneType"
-    }:
-        expected = " or ".join(dict.fromkeys(SCALARS.get(kind, kind) for kind in kinds))
+    if (match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(\w+)'>", cause)) or (
+        match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", cause)
+    ):
+        return f"{key} {match[1]}: this class is no {match[2]}; give one that is"
+    if "object has no attribute 'keys'" in cause:
+        return f"{key}.init_args: expected lines 'name: value'"
+    kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", cause)
+    kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>\. Got value", cause) or kinds
+    if set(kinds) & KINDS.keys() - {"NoneType"}:
+        expected = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
         return f"{key} {_value(cause)}: expected {expected}"
     if match := re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)", cause):
         return _unknown_class(key, match[1])
-    if match := re.search(r"(?:No module named|has no attribute) .*?Got value: ([\w.]+)", cause):
-        return _unknown_class(key, match[1])
+    if re.search(r"(?:No module named|has no attribute) .*?Got value: ", cause):
+        return _unknown_class(key, _value(cause))
     if not key:
         return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     return f"{key} {_value(cause)}: not accepted; --help says what is"
 
 
+def not_settings(group: str, value: object, options: Iterable[str]) -> str:
+    """Say that a group of options was given one value."""
+    inner = [option for option in options if option.startswith(f"{group}.") and not option.endswith(".help")]
+    return f"{group} {value}: expected settings, such as {inner[0] if inner else 'name: value'}"
+
+
 def _value(cause: str) -> str:
     found = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value.*)?$", cause, re.MULTILINE)
-    return found[1] if found else ""
+    path = re.match(rf"(?:Namespace\(|\{{'){CLASS_PATH}", found[1]) if found else None
+    return path[1] if path else found[1] if found else ""
 
 
 def _unknown_key(key: str, options: Iterable[str]) -> str:

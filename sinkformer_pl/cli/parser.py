@@ -1,27 +1,71 @@
 """The parser, whose errors are lines for users."""
 
 import argparse
-from typing import NoReturn
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from sinkformer_pl.cli.messages import condense
+from sinkformer_pl.cli.messages import condense, not_settings
 from sinkformer_pl.errors import UserError
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's, with one line for a wrong argument."""
+    """Lightning's, with one line for a wrong argument, and classes alone behind every class_path."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as jsonargparse does, which would later call a function that a file or a checkpoint names."""
+        config = super().parse_args(*args, **kwargs)
+        command = config.get("subcommand")
+        given, options = config[command] if command else config, self._options()
+        for group in dict.fromkeys(option.partition(".")[0] for option in options if "." in option):
+            if given.get(group) is not None and not isinstance(given[group], Namespace):
+                raise UserError(not_settings(group, given[group], options))
+        _require_classes(given)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError."""
         if not self.exit_on_error:
             # A parser within the parser, for the arguments of one class: the outer one adds its key to the message.
             super().error(message, ex)
+        chain: BaseException | None = ex
+        while chain is not None:
+            if isinstance(chain, UserError):
+                # A checkpoint's configuration, parsed within: its error is said already.
+                raise chain
+            chain = chain.__cause__ or chain.__context__
+        raise UserError(condense(message, self._options()))
+
+    def _options(self) -> list[str]:
+        """The options of it and of its commands, without their dashes."""
         parsers = [self, *(sub for action in self._actions for sub in _subparsers(action))]
-        options = [
+        return [
             option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings
         ]
-        raise UserError(condense(message, options))
+
+
+def _require_classes(value: Any, key: str = "") -> None:
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        if isinstance(path := value.get("class_path"), str) and not _is_class(path):
+            raise UserError(f"{key} {path}: this is no class; give the dotted path of one")
+        for name, inner in value.items():
+            _require_classes(inner, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_classes(inner, key)
+
+
+def _is_class(path: str) -> bool:
+    try:
+        return inspect.isclass(pkgutil.resolve_name(path))
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def _subparsers(action: argparse.Action) -> list[argparse.ArgumentParser]:

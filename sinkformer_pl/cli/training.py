@@ -1,13 +1,12 @@
 """fit, validate, test and predict, on LightningCLI."""
 
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
@@ -15,9 +14,11 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 
+from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks import (
     AppendingCSVLogger,
     LastCheckpoint,
@@ -35,6 +36,7 @@ from sinkformer_pl.checkpoints import (
     read_checkpoint,
     require_classes,
     require_match,
+    require_resumable,
     require_task,
 )
 from sinkformer_pl.checkpoints.plugin import use_verified
@@ -42,8 +44,10 @@ from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.messages import closest, condense, raise_with_remedy, root_cause
 from sinkformer_pl.cli.parser import Parser
 from sinkformer_pl.cli.processes import require_others
+from sinkformer_pl.cli.quiet import quieten
 from sinkformer_pl.cli.trainer_arguments import require_reachable_validation, require_sensible
 from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.normalizations import load_plugins
@@ -75,7 +79,7 @@ def _run(argv: Sequence[str], signals: StopSignals, cli: Callable[[Arguments, St
     arguments = Arguments.of(argv)
     if "-h" not in arguments.flags and "--help" not in arguments.flags:
         _require_enough(arguments)
-    _quieten()
+    quieten()
     # Plugins come first: a checkpoint or a flag may name their classes.
     load_plugins(arguments.plugins)
     arguments.load_checkpoint()
@@ -90,28 +94,6 @@ def _require_enough(arguments: Arguments) -> None:
         raise UserError("fit needs to know what to train: give --config FILE, such as configs/pointcloud.yaml")
     if arguments.command != "fit" and arguments.checkpoint is None:
         raise UserError(f"{arguments.command} needs the weights of a trained model: give --ckpt_path PATH")
-
-
-def _quieten() -> None:
-    """Drop what Lightning says on every run and no user can act on."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: not str(record.msg).startswith(("💡 Tip", "TPU available", "Loading `train_dataloader` to"))
-    )
-    logging.getLogger("lightning_fabric.utilities.seed").addFilter(lambda record: False)
-    # That a launched process has failed; it says itself why, unless a signal ended it.
-    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").addFilter(
-        lambda record: "terminated with code -" in record.getMessage()
-    )
-    for message in (
-        ".*does not have many workers.*",
-        ".*is smaller than the logging interval.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*LeafSpec.*",
-        # Metrics are reduced over the processes before they are logged.
-        ".*sync_dist=True.*",
-        ".*torch.jit.script.*",
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 class TrainingCLI(LightningCLI):
@@ -201,7 +183,7 @@ class TrainingCLI(LightningCLI):
             # Lightning does so too, but not for data of another class than the run's.
             self.datamodule.restore(self.arguments.content)
             if self.arguments.command == "fit":
-                self._require_same_optimizer()
+                require_resumable(self.arguments.content, self.model, self.arguments.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the run's folder, loggers and callbacks to what the user configured."""
@@ -253,13 +235,13 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what came out, and where it is."""
         best = self.checkpointing.best_model_path if self.checkpointing else ""
-        if best:
+        if best and Path(best).is_file():
             checkpoint = read_checkpoint(best)
             table = Table("best checkpoint", f"epoch {checkpoint['epoch']}")
             for name, value in sorted(checkpoint[METRICS_KEY].items()):
                 table.add_row(name, f"{value:.4f}")
             Console().print(table)
-        else:
+        elif not best:
             _say("no checkpoint was written: nothing was validated, or checkpoints are off")
         for what, path in (
             ("best", self.folder / CHECKPOINTS / "best.ckpt"),
@@ -267,7 +249,7 @@ class TrainingCLI(LightningCLI):
             ("logs", self.folder / "metrics.csv"),
             ("config", self.folder / "config.yaml"),
         ):
-            if path.is_file():
+            if path.exists():
                 _say(f"{what:7s} {path}")
 
     def after_validate(self) -> None:
@@ -319,16 +301,6 @@ class TrainingCLI(LightningCLI):
             return None
         return self.arguments.checkpoint
 
-    def _require_same_optimizer(self) -> None:
-        assert self.arguments.content is not None
-        saved = self.arguments.content["hyper_parameters"].get("optimizer", {}).get("class_path")
-        wanted = self.model.hparams["optimizer"]["class_path"]
-        if saved != wanted:
-            raise UserError(
-                f"--ckpt_path {self.arguments.checkpoint}: it was trained by {saved}, from whose state {wanted} can't "
-                "go on; keep the optimizer"
-            )
-
     def _loggers(self) -> list[Any]:
         tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
         return [AppendingCSVLogger(self.folder), tensorboard]
@@ -377,6 +349,14 @@ class TrainingCLI(LightningCLI):
                     raise
                 self.trainer = self.instantiate_trainer()
 
+    def _try_one_sample(self) -> None:
+        """Pass the longest sample through the network, for what it says of data that it wasn't built for."""
+        dataset = self.datamodule.datasets["train" if self.arguments.command == "fit" else "test"]
+        longest = 0 if dataset.lengths is None else int(np.argmax(dataset.lengths))
+        batch = collate([dataset[longest]])
+        with isolate_rng(), evaluating(self.model):
+            self.model(batch.inputs, batch.mask)
+
     @rank_zero_only
     def _begin(self, doing: str) -> None:
         """Read the data before anything is written: what is wrong with them is then said first, and leaves no trace."""
@@ -385,6 +365,7 @@ class TrainingCLI(LightningCLI):
         self.datamodule.setup(self.arguments.command)
         if self.arguments.command == "fit":
             require_reachable_validation(self.trainer, len(self.datamodule.train_dataloader()))
+        self._try_one_sample()
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._make_folder()

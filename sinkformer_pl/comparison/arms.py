@@ -1,10 +1,11 @@
 """The normalizations that are compared, as they are written on a command line."""
 
 import ast
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, import_class, parameters_of, public_path
@@ -33,7 +34,9 @@ class Arm:
         """The flags that choose it."""
         flags = ["--model.normalization", self.name]
         for name, value in self.arguments.items():
-            flags += [f"--model.normalization.{name}", value if isinstance(value, str) else json.dumps(value)]
+            # As YAML, which the parser reads; infinity is .inf there.
+            text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000).removesuffix("...\n").strip()
+            flags += [f"--model.normalization.{name}", text]
         return flags
 
     def check(self) -> None:
@@ -72,9 +75,8 @@ def read_arms(text: str, configured: Mapping[str, Any] | str | None) -> list[Arm
         UserError: it can't be read, names fewer than two, or one twice, or one that can't be built.
     """
     try:
-        parsed = ast.parse(f"[{text}]", mode="eval").body
-        arms = [_arm(node) for node in parsed.elts]  # type: ignore[attr-defined]
-    except (SyntaxError, ValueError, AttributeError):
+        arms = [_arm(node) for node in _elements(text)]
+    except (SyntaxError, ValueError):
         raise UserError(
             f"--normalizations {text}: expected names with commas between, such as 'Softmax,Sinkhorn(n_iters=21)'"
         ) from None
@@ -87,6 +89,13 @@ def read_arms(text: str, configured: Mapping[str, Any] | str | None) -> list[Arm
     if len(arms) < 2:
         raise UserError(f"--normalizations {text}: give two or more to compare")
     return arms
+
+
+def _elements(text: str) -> list[ast.expr]:
+    parsed = ast.parse(f"[{text}]", mode="eval").body
+    if not isinstance(parsed, ast.List):
+        raise ValueError
+    return parsed.elts
 
 
 def _arm(node: ast.expr) -> Arm:

@@ -5,14 +5,14 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from sinkformer_pl.callbacks.loggers import read_curves
 from sinkformer_pl.callbacks.run_record import FIT_RECORD
 from sinkformer_pl.comparison.trial import Trial
 
 Status = Literal["done", "resumed", "failed", "unfinished"]
-
-CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,18 @@ def read_result(trial: Trial, *, failed: bool = False) -> Result:
         status,
         metrics,
         best,
-        _curves(_rows(folder / "metrics.csv")),
+        read_curves(folder / "metrics.csv"),
         seconds_per_step=_median(costs, "seconds_per_step"),
         waiting=_median(costs, "waiting"),
         peak_mb=max((float(row["peak_mb"]) for row in costs), default=None),
     )
 
 
-def _json(path: Any) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _rows(path: Any) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -83,11 +83,3 @@ def _rows(path: Any) -> list[dict[str, str]]:
 
 def _median(rows: list[dict[str, str]], column: str) -> float | None:
     return statistics.median(float(row[column]) for row in rows) if rows else None
-
-
-def _curves(rows: list[dict[str, str]]) -> dict[str, dict[int, float]]:
-    # Of an epoch that was begun twice the later row counts.
-    return {
-        name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
-        for name in CURVES
-    }

@@ -60,7 +60,8 @@ class Trial:
     @property
     def done(self) -> bool:
         """Whether it has been trained and tested."""
-        return self.trained and (self.folder / "test.json").is_file()  # type: ignore[operator]
+        folder = self.folder
+        return folder is not None and all((folder / name).is_file() for name in (FIT_RECORD, "test.json"))
 
     def commands(self) -> list[list[str]]:
         """What is left to do, as arguments of the command line; nothing for a run that is done.

@@ -1,6 +1,7 @@
 """Labelled data for the models: sources of images, texts and point clouds, and what a new one builds on."""
 
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Sample, Split, stratified_split
+from sinkformer_pl.batch import Sample
+from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.digits import Digits
 from sinkformer_pl.data.images.folder import ImageFolder
@@ -10,6 +11,7 @@ from sinkformer_pl.data.pointclouds.files import PointClouds
 from sinkformer_pl.data.pointclouds.procedural import ProceduralShapes
 from sinkformer_pl.data.pointclouds.transforms import Augmentation
 from sinkformer_pl.data.sampling import Draw, EpochSampler
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource
 from sinkformer_pl.data.texts.docstrings import Docstrings
 from sinkformer_pl.data.texts.files import TextLines, TextTable

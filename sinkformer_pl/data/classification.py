@@ -1,40 +1,21 @@
 """What every modality shares: three splits of labelled samples and the loaders over them."""
 
-import os
-import signal
-import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sinkformer_pl.batch import Batch, pad
+from sinkformer_pl.batch import Sample
+from sinkformer_pl.data.loading import ResumableLoader
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.errors import UserError
 
 Split = Literal["train", "val", "test"]
-
-_ROUNDS = 4
-
-
-class Sample(NamedTuple):
-    """One item of a dataset.
-
-    Attributes:
-        inputs: (N, C) float or (N,) int64; N may differ from sample to sample.
-        target: class index.
-        index: place of the sample in its split.
-    """
-
-    inputs: Tensor
-    target: int
-    index: int  # type: ignore[assignment]
 
 
 class LabelledDataset(Dataset[Sample], ABC):
@@ -68,105 +49,6 @@ class LabelledDataset(Dataset[Sample], ABC):
         if not isinstance(draw, Draw):
             draw = Draw(index=draw, seed=draw)
         return Sample(self.inputs(draw), int(self.targets[draw.index]), draw.index)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Make a batch, padding inputs of unequal length."""
-    inputs, targets, indices = zip(*samples, strict=True)
-    padded, mask = pad(inputs)
-    return Batch(padded, mask, torch.tensor(targets), torch.tensor(indices))
-
-
-def stratified_split(
-    targets: Tensor, *, val_fraction: float, seed: int, groups: Sequence[str] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Divide samples into training and validation, each class in proportion.
-
-    Args:
-        targets: (n,) int64 class indices.
-        val_fraction: share of validation samples, in (0, 1).
-        seed: non-negative; the division depends on it, `targets` and `groups` alone.
-        groups: the n samples' groups, none of which is divided; None where each sample is one of its own.
-
-    Returns:
-        Sorted indices of the training and of the validation samples, disjoint and complete: `val_fraction * n`,
-        rounded, for validation, but for the rule that a class with two samples or more has one in each part (and a
-        class with a single one has it in training). With groups, each class is about as near to its share as
-        whole groups allow, and those with two groups or more are in both parts where possible.
-    """
-    rng = np.random.default_rng(seed)
-    labels = targets.numpy()
-    if groups is not None:
-        taken = _choose_groups(labels, groups, val_fraction, rng)
-        return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))
-    classes, counts = np.unique(labels, return_counts=True)
-    shares = val_fraction * counts
-    sizes = np.floor(shares).astype(int)
-    # Largest remainders first, so that the total comes out as asked for.
-    missing = round(val_fraction * len(labels)) - int(sizes.sum())
-    sizes[np.argsort(sizes - shares, kind="stable")[:missing]] += 1
-    sizes = np.where(counts >= 2, np.clip(sizes, 1, counts - 1), 0)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == label))[:size] for label, size in zip(classes, sizes, strict=True)
-    ]
-    val = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
-    train = np.setdiff1d(np.arange(len(labels)), val)
-    return torch.from_numpy(train), torch.from_numpy(val)
-
-
-def _choose_groups(
-    labels: np.ndarray, groups: Sequence[str], val_fraction: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Return which samples are for validation."""
-    numbers: dict[str, int] = {}
-    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    counts = np.zeros((len(numbers), int(labels.max(initial=-1)) + 1))
-    np.add.at(counts, (members, labels), 1)
-    missing = val_fraction * counts.sum(axis=0)
-    taken = np.zeros(len(numbers), dtype=bool)
-    # Later rounds give back and exchange what the first took by chance.
-    for group in np.concatenate([rng.permutation(len(numbers)) for _ in range(_ROUNDS)]):
-        left = missing + counts[group] if taken[group] else missing - counts[group]
-        if (left**2).sum() < (missing**2).sum() and (taken[group] or taken.sum() < len(numbers) - 1):
-            taken[group] = ~taken[group]
-            missing = left
-    # A class that is all in training gives up its smallest group, one that is all in validation takes it back.
-    for label in range(counts.shape[1]):
-        having = np.flatnonzero(counts[:, label])
-        if len(having) >= 2 and (taken[having].all() or not taken[having].any()):
-            smallest = having[counts[having].sum(axis=1).argmin()]
-            taken[smallest] = ~taken[smallest]
-    return taken[members]
-
-
-class ResumableLoader(DataLoader[Sample]):
-    """A loader that begins an epoch where the training is, and not before the first batch is asked for.
-
-    Lightning makes the iterator before it knows the epoch and the batch at which a training goes on; workers that
-    began to fetch then would fetch those of epoch 0.
-
-    Args:
-        args: those of a DataLoader, with an `EpochSampler`.
-        position: returns the number of batches of this epoch that the training has had.
-        kwargs: see args.
-    """
-
-    def __init__(self, *args: Any, position: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.position = position
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches that are left of the epoch."""
-        if isinstance(self.sampler, EpochSampler):
-            self.sampler.start = self.position() * (self.batch_size or 1)
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the training's; that there is this method tells Lightning that it is kept."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing, see `state_dict`."""
 
 
 class ClassificationData(pl.LightningDataModule, ABC):
@@ -254,7 +136,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         datasets = dict(self.make_datasets())
         for split, dataset in datasets.items():
             if not len(dataset):
-                raise UserError(f"the {split} split has no samples: give more data or another data.val_fraction")
+                remedy = "data to test on" if split == "test" else "more data or another data.val_fraction"
+                raise UserError(f"the {split} split has no samples: give {remedy}")
             counts = torch.bincount(dataset.targets, minlength=self.num_classes)
             absent = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
             if absent:
@@ -305,9 +188,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collate,
             drop_last=training and len(sampler) > 1 and len(sampler) % self.batch_size == 1,
-            worker_init_fn=_heed_the_training_alone,
             # Of its own: a seed for the workers is drawn at each start, which a training that goes on has more of.
             generator=torch.Generator().manual_seed(self.seed),
             position=self._position,
@@ -316,19 +197,3 @@ class ClassificationData(pl.LightningDataModule, ABC):
     def _position(self) -> int:
         """How many batches of its epoch a training has had; 0 in evaluations."""
         return self.trainer.fit_loop.batch_idx + 1 if self.trainer and self.trainer.training else 0
-
-
-def _heed_the_training_alone(worker: int) -> None:
-    """Keep a worker alive when a signal comes to all processes of a terminal or a job: the training ends it."""
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_told(by: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != by:
-        pass
-    os._exit(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.models.attention import MultiHeadAttention
-from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+from sinkformer_pl.ops.mask import AttentionMask
 
 
 class LayerAttention(NamedTuple):
@@ -49,12 +49,7 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
 
     def catch(name: str) -> Any:
         def hook(layer: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            weights = layer.weights(*arguments, **named)
-            mask = named.get("mask", arguments[2] if len(arguments) > 2 else None) or AttentionMask()
-            if layer.causal:
-                pairs = causal_pairs(*weights.shape[-2:], device=weights.device)
-                mask = AttentionMask(mask.query, mask.key, pairs if mask.pairs is None else pairs & mask.pairs)
-            caught.append(LayerAttention(name, layer, weights, mask))
+            caught.append(_look(name, layer, *arguments, **named))
 
         return hook
 
@@ -68,6 +63,13 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
         for handle in handles:
             handle.remove()
     return caught
+
+
+def _look(
+    name: str, layer: MultiHeadAttention, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None
+) -> LayerAttention:
+    weights = layer.weights(queries, keys, mask)
+    return LayerAttention(name, layer, weights, layer.merged_mask(queries, keys, mask) or AttentionMask())
 
 
 @contextmanager

@@ -92,9 +92,7 @@ def plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise UserError(
-            "inspect draws with plotly, which isn't installed: pip install 'sinkformer_pl[inspect]'"
-        ) from None
+        raise UserError("inspect draws with plotly, which isn't installed: pip install plotly") from None
     return get_plotlyjs()
 
 

@@ -95,7 +95,7 @@ def draw_column_sums(history: Mapping[str, Mapping[int, Sequence[float]]], title
     columns = min(len(history), COLUMNS)
     rows = -(-len(history) // columns)
     figure = _figure(2.9 * columns + 1, 2.5 * rows + 0.4, title)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    grid = figure.subplots(rows, columns, squeeze=False)
     epochs = sorted({epoch for lines in history.values() for epoch in lines})
     colours = ScalarMappable(Normalize(epochs[0], max(epochs[-1], epochs[0] + 1)), colormaps["viridis_r"])
     for axes in grid.flat[len(history) :]:

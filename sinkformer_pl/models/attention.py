@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         else:
             name = type(self.normalization).__name__
             raise ValueError(f"{name} needs a set that attends to itself: give the same tensor as queries and keys")
-        return q, k, self._mask(q, k, mask)
+        return q, k, self.merged_mask(q, k, mask)
 
     def _scale(self) -> float | Tensor:
         return self.scale if self.log_temperature is None else self.scale * (-self.log_temperature).exp()
@@ -105,7 +105,8 @@ class MultiHeadAttention(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _mask(self, q: Tensor, k: Tensor, mask: AttentionMask | None) -> AttentionMask | None:
+    def merged_mask(self, q: Tensor, k: Tensor, mask: AttentionMask | None) -> AttentionMask | None:
+        """The mask, with the pairs that causality forbids; of queries (..., Q, D) and keys (..., K, D)."""
         if not self.causal:
             return mask
         mask = mask or AttentionMask()

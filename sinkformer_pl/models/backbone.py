@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations.base import NormalizationFactory
 
 
@@ -27,3 +28,17 @@ class Backbone(nn.Module, ABC):
 
 BackboneFactory = Callable[[NormalizationFactory], Backbone]
 """Makes a backbone: a class, or `functools.partial(SetTransformer, dim=64)`."""
+
+
+def require_points(inputs: Tensor, in_features: int, network: str) -> None:
+    """Raise a UserError unless the inputs are sets (B, N, in_features) of a float dtype; it calls the network so."""
+    if inputs.ndim != 3 or not inputs.is_floating_point():
+        raise UserError(
+            f"{network} takes point clouds (batch, points, numbers) of a float dtype, got shape {tuple(inputs.shape)} "
+            f"of {inputs.dtype}: choose another data module, or another model.backbone"
+        )
+    if inputs.shape[-1] != in_features:
+        raise UserError(
+            f"a point has {inputs.shape[-1]} numbers, but the network takes in_features={in_features}: set "
+            f"model.backbone.in_features to {inputs.shape[-1]}, or choose other data"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention import MultiHeadAttention, Temperature
-from sinkformer_pl.models.backbone import Backbone
+from sinkformer_pl.models.backbone import Backbone, require_points
 from sinkformer_pl.models.batch_norm import MaskedBatchNorm
 from sinkformer_pl.models.blocks import require_at_least
 from sinkformer_pl.models.neighbours import farthest_points, nearest_neighbours, take
@@ -241,15 +241,6 @@ class PointCloudTransformer(Backbone):
         return x
 
     def _check(self, inputs: Tensor) -> None:
-        if inputs.ndim != 3 or not inputs.is_floating_point():
-            raise UserError(
-                f"PointCloudTransformer takes point clouds (batch, points, numbers) of a float dtype, got shape "
-                f"{tuple(inputs.shape)} of {inputs.dtype}: choose another data module, or another model.backbone"
-            )
-        if inputs.shape[-1] != self.in_features:
-            raise UserError(
-                f"a point has {inputs.shape[-1]} numbers, but the network takes in_features={self.in_features}: set "
-                f"model.backbone.in_features to {inputs.shape[-1]}, 3 or more, the first three being coordinates"
-            )
+        require_points(inputs, self.in_features, "PointCloudTransformer")
         if inputs.shape[1] < 1:
             raise UserError("PointCloudTransformer takes clouds of one point or more, got a batch without any")

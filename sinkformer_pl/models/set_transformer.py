@@ -6,9 +6,8 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention import Temperature
-from sinkformer_pl.models.backbone import Backbone
+from sinkformer_pl.models.backbone import Backbone, require_points
 from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace, require_at_least
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
@@ -162,10 +161,7 @@ class SetTransformer(Backbone):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""
-        if inputs.shape[-1] != self.embed.in_features:
-            raise UserError(
-                f"a point has {inputs.shape[-1]} numbers, but the network takes in_features={self.embed.in_features}"
-            )
+        require_points(inputs, self.embed.in_features, "SetTransformer")
         x = self.embed(inputs)
         for block in self.blocks:
             x = block(x, mask)

@@ -85,8 +85,12 @@ class Classifier(pl.LightningModule):
         make_normalization = as_factory(normalization, AttentionNormalization)
         self._optimizer = as_factory(optimizer, Optimizer)
         self._schedule: Schedule = as_factory(schedule, Schedule)()
-        # Only to have a wrong argument refused now rather than when training starts.
-        self._optimizer([nn.Parameter(torch.zeros(1))])
+        try:
+            # Only to have a wrong argument refused now rather than when training starts.
+            self._optimizer([nn.Parameter(torch.zeros(1))])
+        except ValueError as error:
+            name = describe(self._optimizer)["class_path"].rpartition(".")[2]
+            raise UserError(f"model.optimizer {name}: {error}; give another value") from error
         self.save_hyperparameters(
             {
                 "backbone": describe(make_backbone),

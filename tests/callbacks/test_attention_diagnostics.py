@@ -18,10 +18,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks import AttentionDiagnostics
 from sinkformer_pl.cli import main
 from sinkformer_pl.data import Digits, Docstrings, ProceduralShapes
-from sinkformer_pl.data.classification import collate
 from sinkformer_pl.diagnostics import attention_of, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
@@ -131,8 +131,9 @@ def test_one_line_of_a_configuration_and_all_that_it_leaves(tmp_path, monkeypatc
     assert [bool(row["temperature"]) for row in table] == ([True] * 8 + [False] * 2) * 2
     pictures = {"column_sums.png", "inputs_epoch_1.png", "maps_epoch_1.png", "column_sums.csv"}
     assert {path.name for path in (run / "attention").iterdir()} == pictures
-    logged = [row for row in rows(run / "metrics.csv") if row["train/loss"]]
     layer = "backbone.blocks.0.gather.attention"
+    logged = [row for row in rows(run / "metrics.csv") if row[f"attention/relative_entropy/{layer}"]]
+    assert [row["epoch"] for row in logged] == ["0", "1"]
     own = [float(row["relative_entropy"]) for row in table if row["layer"] == layer]
     means = [float(row[f"attention/relative_entropy/{layer}"]) for row in logged]
     assert means == pytest.approx([sum(own[:2]) / 2, sum(own[2:]) / 2], rel=1e-4)
@@ -144,6 +145,8 @@ def test_one_line_of_a_configuration_and_all_that_it_leaves(tmp_path, monkeypatc
     main(["fit", "--ckpt_path", "last", "--name", "pointcloud", "--trainer.max_epochs", "3"])
     assert [row["epoch"] for row in rows(run / "attention.csv")] == ["0"] * 10 + ["1"] * 10 + ["2"] * 10
     assert [row["epoch"] for row in rows(run / "attention/column_sums.csv")] == ["0"] * 5 + ["1"] * 5 + ["2"] * 5
+    logged = [row for row in rows(run / "metrics.csv") if row[f"attention/relative_entropy/{layer}"]]
+    assert [row["epoch"] for row in logged] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

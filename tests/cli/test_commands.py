@@ -7,15 +7,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
 
+from sinkformer_pl.cli import main
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
+from tests.trials.kill_and_resume import differences
 
 PLUGIN = """
 from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, register
@@ -56,6 +59,30 @@ def test_fit_leaves_best_and_last_logs_and_a_config_that_repeats_it(tiny, run, t
     assert all(torch.equal(first[key], second[key]) for key in first)
     rows = [list(csv.DictReader((path / "metrics.csv").open())) for path in (folder, again)]
     assert rows[0] == rows[1]
+
+
+def test_a_config_repeats_its_run_from_another_folder_whatever_the_flags_were(tiny, run, tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    points, labels = generator.normal(size=(36, 20, 3)), np.arange(36) % 3
+    np.savez(
+        tmp_path / "clouds.npz",
+        train_points=points, train_label=labels, test_points=points[:9], test_label=labels[:9],
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "repeated_plugin.py").write_text(PLUGIN.replace("Tempered", "Repeated"))
+    flags = ["--data", "PointClouds", "--data.root", "clouds.npz", "--data.num_points", "12", "--data.batch_size", "4"]
+    flags += ["--plugins", "repeated_plugin", "--model.normalization", "Repeated"]
+    flags += ["--model.normalization.temperature", "2", "--model.backbone.dropout", "0.3", "--seed_everything", "7"]
+    flags += ["--model.optimizer", "SGD", "--model.optimizer.momentum", "0.9", "--model.optimizer.lr", "0.05"]
+    flags += ["--model.schedule", "StepDecay", "--model.schedule.milestones", "[0.5]", "--monitor", "val/loss"]
+    flags += ["--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
+    run("fit", "--config", tiny, *flags)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["fit", "--config", str(tmp_path / "runs/tiny/version_0/config.yaml")])
+    first, second = (tmp_path / place / "runs/tiny/version_0" for place in (".", "elsewhere"))
+    assert differences(first, second) == []
+    assert len((first / "metrics.csv").read_text().splitlines()) > 8
 
 
 def test_report_shows_the_best_checkpoints_own_metrics(tiny, run, tmp_path):

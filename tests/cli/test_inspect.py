@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from sinkformer_pl.batch import collate
 from sinkformer_pl.data import ProceduralShapes
-from sinkformer_pl.data.classification import collate
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.page import Page, Sample, write_page
 from sinkformer_pl.diagnostics.tokens import sides, tokens_of
@@ -101,7 +101,7 @@ def test_what_is_refused(fail, tiny, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert "pip install 'sinkformer_pl[inspect]'" in fail("inspect", "--ckpt_path", tiny)
+    assert "isn't installed: pip install plotly" in fail("inspect", "--ckpt_path", tiny)
 
 
 @pytest.fixture(scope="module")

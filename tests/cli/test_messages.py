@@ -29,7 +29,7 @@ import yaml
         (["--model.optimizer.lr", "fast"], ["model.optimizer.lr", "a number"]),
         (["--model.schedule", "Cosine"], ["did you mean WarmupCosine?"]),
         (["--model.schedule.warmup", "2"], ["warmup", "[0, 1)"]),
-        (["--model.optimizer.lr", "-1"], ["learning rate", "-1"]),
+        (["--model.optimizer.lr", "-1"], ["model.optimizer AdamW: Invalid learning rate: -1"]),
         (["--model.num_classes", "7"], ["model.num_classes", "data.num_classes"]),
         (["--model.label_smoothing", "1.5"], ["label_smoothing", "[0, 1)"]),
         (["--data.root", "x"], ["data.root", "ProceduralShapes has no argument root"]),
@@ -81,6 +81,10 @@ def test_wrong_flag(tiny, fail, flags, expected):
     assert all(part in message for part in expected), message
 
 
+CODE = "{class_path: os.system, init_args: {command: touch owned}}"
+"""What would run a command, were a function called as if it were a class."""
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -90,6 +94,31 @@ def test_wrong_flag(tiny, fail, flags, expected):
         ("model: {normalization: {class_path: Sinkhorn, init_args: {n_itres: 3}}}", ["did you mean n_iters?"]),
         ("model: {num_classes: 7}", ["num_classes"]),
         ("model: !!python/object/apply:os.system [touch owned]", ["line 1", "python/object"]),
+        ("name: !!python/name:os.system", ["line 1", "python/name", "plain values"]),
+        ("data: !!python/object:sinkformer_pl.data.Digits {}", ["line 1", "python/object", "plain values"]),
+        (f"model: {{optimizer: {CODE}}}", ["model.optimizer os.system: this is no class"]),
+        (f"model: {{backbone: {{init_args: {{pooling: {CODE}}}}}}}", ["model.backbone.pooling os.system: this is no"]),
+        (
+            f"trainer: {{callbacks: [{{class_path: LambdaCallback, init_args: {{on_fit_start: {CODE}}}}}]}}",
+            ["no class"],
+        ),
+        ("model: {backbone: {class_path: torch.nn.Linear}}", ["model.backbone torch.nn.Linear: this class is no Back"]),
+        (
+            "model: {optimizer: {class_path: torch.nn.Linear}}",
+            ["model.optimizer torch.nn.Linear: this class is no Opti"],
+        ),
+        ("data: {class_path: torch.nn.Linear}", ["data torch.nn.Linear: this class is no ClassificationData"]),
+        ("trainer: {callbacks: [{class_path: torch.nn.Linear}]}", ["trainer.callbacks torch.nn.Linear", "no Callback"]),
+        ("trainer: {logger: {class_path: torch.nn.Linear}}", ["trainer.logger torch.nn.Linear", "no Logger"]),
+        ("model: {normalization: {class_path: Sinkhorn, init_args: 3}}", ["model.normalization", "init_args"]),
+        ("model: {schedule: {class_path: StepDecay, init_args: {milestones: 1}}}", ["milestones 1: expected a list"]),
+        (
+            "model: {optimizer: {class_path: AdamW, init_args: {lr: .nan}}}",
+            ["model.optimizer AdamW", "rate: nan; give"],
+        ),
+        ("trainer: some", ["trainer some: expected settings, such as trainer."]),
+        ("trainer: 3", ["trainer 3: expected settings, such as trainer."]),
+        ("name: " + "[" * 3000, ["wrong.yaml", "too deep"]),
         ("model: [", ["line"]),
         ("just words", ["key: value"]),
         ("", ["wrong.yaml", "empty"]),
@@ -175,6 +204,30 @@ def test_empty_folder_and_broken_mesh(tiny, fail, tmp_path):
     (tmp_path / "meshes/sofa/test/sofa_2.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n")
     message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "meshes")
     assert "sofa_2.off" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty"),
+        (b"OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "no faces"),
+        (b"OFF\n3 1 0\n0 0 0\n1 0 nan\n0 1 0\n3 0 1 2\n", "vertex 1 is not finite"),
+        (b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "face 0 has an index outside 0 to 2"),
+        (b"OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "3 vertices and 2 faces declared, but 4 lines follow"),
+        (b"OFF\n4000000000 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "4000000000 vertices"),
+        (b"OFF\n3 1 0\n1 1 1\n1 1 1\n1 1 1\n3 0 1 2\n", "no area"),
+    ],
+)
+def test_a_bad_mesh_is_named_before_anything_is_written(tiny, fail, tmp_path, content, expected):
+    for place in ("chair/train", "chair/test", "sofa/train", "sofa/test"):
+        (tmp_path / "meshes" / place).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "meshes" / place / f"{number}.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (tmp_path / "meshes/sofa/test/1.off").write_bytes(content)
+    message = fail("fit", "--config", tiny, "--data", "PointClouds", "--data.root", "meshes", "--data.pool_size", "16")
+    assert message.startswith("error: meshes/sofa/test/1.off: ")
+    assert expected in message
+    assert "repair or remove the file" in message
 
 
 def test_a_mesh_that_is_a_broken_link(tiny, fail, tmp_path):
@@ -265,6 +318,24 @@ def test_wrong_checkpoints(tiny, run, fail, tmp_path):
         message = fail("test", "--ckpt_path", name)
         assert name in message
         assert expected in message
+    assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoints_that_name_what_they_may_not_or_what_is_gone(tiny, run, fail, tmp_path):
+    """Plain data, which loads: no function or foreign class that they name is called."""
+    run("fit", "--config", tiny)
+    content = torch.load(tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt", weights_only=True)
+    function = yaml.safe_load(CODE)
+    process = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "owned"]}}
+    for part, spec, expected in (
+        ("optimizer", function, "model.optimizer os.system: this is no class"),
+        ("schedule", function, "model.schedule os.system: this is no class"),
+        ("normalization", process, "model.normalization subprocess.Popen: this class is no AttentionNormalization"),
+        ("normalization", {"class_path": "plugin.Gone"}, "model.normalization plugin.Gone: no class of this name"),
+    ):
+        torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], part: spec}}, "named.ckpt")
+        for command in ("fit", "test"):
+            assert expected in fail(command, "--ckpt_path", "named.ckpt")
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,6 +1,7 @@
 """Images and texts on the command line, beside the point clouds of the other tests."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -41,6 +42,64 @@ def test_what_a_loaders_worker_finds_is_one_line_too(run, tmp_path, capfd):
     assert "Traceback" not in line
 
 
+def image_bytes(size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "expected"),
+    [
+        ("3.jpg", image_bytes((64, 64), "JPEG")[:-100], [], "photos/test/b/3.jpg: can't be decoded"),
+        ("3.jpg", b"<!DOCTYPE html><html></html>", [], "photos/test/b/3.jpg: can't be decoded"),
+        ("3.png", image_bytes((1, 1)), [], "photos/test/b/3.png: an image of 1x1 pixels"),
+        (
+            "3.png",
+            image_bytes(),
+            ["--model.backbone.patch_size", "3"],
+            "patch_size=3 must divide the image size, 8 x 8",
+        ),
+    ],
+)
+def test_a_bad_image_or_patch_is_named_before_anything_is_written(fail, tmp_path, name, content, flags, expected):
+    for number, place in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for more in range(2):
+            path = tmp_path / "photos" / place / f"{more}.png"
+            Image.new("RGB", (8, 8), (number, more, 0)).save(path)
+    (tmp_path / "photos/test/b" / name).write_bytes(content)
+    data = [
+        "--data",
+        "ImageFolder",
+        "--data.root",
+        "photos",
+        "--data.image_size",
+        "8",
+        "--model.backbone.channels",
+        "3",
+    ]
+    assert expected in fail("fit", "--config", str(CONFIGS / "image.yaml"), *data, *SMALL, *SHORT, *flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"text,label\n,pos\na,neg\n", "test.csv:2 is an empty text"),
+        (b"text,label\ncaf\xe9,pos\n", "test.csv: not UTF-8 at byte 14, line 2"),
+        (b"text,label\na,so-so\n", "test.csv, line 2: column label has 'so-so', which is no class"),
+        (b"words,label\na,pos\n", "test.csv, line 1: no column text"),
+    ],
+)
+def test_a_bad_table_is_named_before_anything_is_written(fail, tmp_path, content, expected):
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"{i},{'pos' if i % 2 else 'neg'}\n" for i in range(8))
+    )
+    (tmp_path / "test.csv").write_bytes(content)
+    data = ["--data", "TextTable", "--data.root", "."]
+    assert expected in fail("fit", "--config", str(CONFIGS / "text.yaml"), *data, *SMALL, *SHORT)
+
+
 def test_a_text_model_reads_other_data_through_its_own_tokenizer(run, tmp_path):
     run("fit", "--config", str(CONFIGS / "text.yaml"), *SHORT, *SMALL)
     run("test", "--ckpt_path", "best", "--name", "text")
@@ -69,3 +128,15 @@ def test_a_text_model_reads_other_data_through_its_own_tokenizer(run, tmp_path):
         "test", "--ckpt_path", "best", "--name", "text", *table, "--data.max_length", "128", "--data.vocab_size", "4000"
     )
     assert json.loads(result.read_text())["metrics"]["test/loss"] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "expected"),
+    [
+        ("pointcloud", ["--data", "Digits"], "SetTransformer takes point clouds"),
+        ("image", ["--data.image_size", "12"], "images are 1 x 12 x 12 (channels x height x width), but the network"),
+        ("text", ["--data.max_length", "256"], "a text has 256 tokens, but the network learns positions for"),
+    ],
+)
+def test_data_that_the_network_wasnt_built_for_leave_no_trace(fail, config, flags, expected):
+    assert expected in fail("fit", "--config", str(CONFIGS / f"{config}.yaml"), *SMALL, *SHORT, *flags)

@@ -1,10 +1,14 @@
 """Normalizations as they are written on the command line."""
 
+from pathlib import Path
+
 import pytest
 
+from sinkformer_pl.cli import main
 from sinkformer_pl.comparison import Arm, read_arms
 from sinkformer_pl.errors import UserError
 
+CONFIG = Path(__file__).parents[2] / "configs/pointcloud.yaml"
 CONFIGURED = {"class_path": "Sinkhorn", "init_args": {"n_iters": 9}}
 
 
@@ -26,17 +30,21 @@ def test_one_without_arguments_has_those_of_the_configuration(configured):
 
 
 @pytest.mark.parametrize(
-    ("given", "value", "flag"),
-    [("'exact'", "exact", "exact"), ("true", True, "true"), ("inf", float("inf"), "Infinity"), ("0.5", 0.5, "0.5")],
+    ("text", "trained"),
+    [
+        ("SemiUnbalancedSinkhorn(rho=inf)", "SemiUnbalancedSinkhorn(rho=inf, "),
+        ("SemiUnbalancedSinkhorn(rho=1e-3, learned=true)", "SemiUnbalancedSinkhorn(rho=0.001, learned=True, "),
+        ("ScalableSoftmax(learned=False)", "ScalableSoftmax(s=0.43, learned=False)"),
+        ("sinkformer_pl.normalizations.Sinkhorn(n_iters=5)", "Sinkhorn(n_iters=5)"),
+    ],
 )
-def test_values_of_arguments(given, value, flag):
-    [arm] = [arm for arm in read_arms("Softmax,SemiUnbalancedSinkhorn(rho=1.0)", None) if arm.arguments]
-    assert arm.arguments == {"rho": 1.0}
-    from sinkformer_pl.comparison.arms import _arm, ast
-
-    arm = _arm(ast.parse(f"X(a={given})", mode="eval").body)
-    assert arm == Arm("X", {"a": value})
-    assert arm.flags()[-1] == flag
+def test_the_flags_of_an_arm_train_it(text, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, arm = read_arms(f"Softmax,{text}", None)
+    small = ["--data.train_size", "12", "--data.val_size", "12", "--data.test_size", "12", "--model.backbone.dim", "8"]
+    fast = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
+    main(["fit", "--config", str(CONFIG), *small, *fast, *arm.flags()])
+    assert f"training under {trained}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,7 @@ def test_values_of_arguments(given, value, flag):
         ("Sparsemax,Softmax(a=1)", "no argument a; it takes none"),
         ("Softmax,Sinkhorn(3)", "expected names with commas"),
         ("Softmax,Sinkhorn(n_iters", "expected names with commas"),
+        ("Softmax] + [Sinkhorn", "expected names with commas"),
         ("Softmax,torch.nn.Linear", "is no AttentionNormalization"),
         ("Softmax,nowhere.Norm", "can't import nowhere.Norm"),
         ("", "give two or more"),

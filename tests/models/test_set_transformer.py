@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sinkformer_pl import ops
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import ISAB, PMA, SAB, AttentionBlock, MultiHeadAttention, SetTransformer
 from sinkformer_pl.models.blocks import BlockOptions
 from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, Sinkhorn, Softmax
@@ -251,3 +252,16 @@ def test_dropout_acts_in_training_alone():
     model.eval()
     assert model(inputs).equal(model(inputs))
     torch.testing.assert_close(model(inputs), build("Sinkhorn").eval()(inputs))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.zeros(2, 5, 6), "a point has 6 numbers, .* set model.backbone.in_features to 6, or choose other data"),
+        (torch.zeros(2, 1, 8, 8), r"SetTransformer takes point clouds .*, got shape \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 5, 3, dtype=torch.int64), "got shape .* of torch.int64"),
+    ],
+)
+def test_inputs_that_the_network_wasnt_built_for(inputs, message):
+    with pytest.raises(UserError, match=message):
+        SetTransformer(Softmax, dim=8, num_heads=2)(inputs)

@@ -107,7 +107,7 @@ def test_gradcheck():
     mask = AttentionMask(key=torch.tensor([[True, True, False, True, True], [False] * 5]))
     scores = draw(2, 3, 4, 5).requires_grad_()
     alpha = torch.tensor([1.0 + 1e-4, 1.4, 1.97], dtype=torch.float64, requires_grad=True)
-    check = partial(torch.autograd.gradcheck, atol=1e-7, rtol=1e-6)
+    check = partial(torch.autograd.gradcheck, atol=1e-8, rtol=1e-6)
     assert check(lambda x, a: entmax(x, a, mask=mask), (scores, alpha))
     assert check(lambda x, a: entmax(x, a, mask=mask), (scores, alpha[1].detach().requires_grad_()))
     assert check(partial(sparsemax, mask=mask), (scores,))

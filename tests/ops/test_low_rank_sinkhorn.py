@@ -118,6 +118,8 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(
         lambda q, k, pivots, logits, scale: weights(q, k, pivots, logits.softmax(-1), 3, scale=scale, mask=mask),
         (q, k, pivots, logits, scale),
+        atol=1e-8,
+        rtol=1e-6,
     )
 
 

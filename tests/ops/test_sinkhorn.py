@@ -65,6 +65,16 @@ def test_the_limit_is_the_plan_of_entropic_transport(shape):
     assert relative(sinkhorn(scores, 501), torch.from_numpy(plan)) <= 1e-6
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (9, 14)])
+def test_the_limit_is_the_plan_of_geomloss(shape):
+    """To what its own iterations have come to."""
+    solver = pytest.importorskip("geomloss.ot")
+    scores = draw(*shape)
+    row, column = (torch.full((size,), 1 / size, dtype=torch.float64) for size in shape)
+    plan = solver.solve(-scores, reg=1.0, a=row, b=column, max_iter=1000).plan * shape[0]
+    assert relative(sinkhorn(scores, 501), plan) <= 1e-3
+
+
 @pytest.mark.parametrize("shape", [(9, 9), (6, 11)])
 def test_the_limit_with_given_marginals_is_the_plan_of_entropic_transport(shape):
     scores = draw(*shape)
@@ -85,10 +95,10 @@ def test_the_limit_under_a_mask_is_the_plan_of_the_real_block():
     assert relative(sinkhorn(scores, 501, mask=real)[0, 0, :6, 2:], torch.from_numpy(plan)) <= 1e-6
 
 
-@pytest.mark.parametrize(("std", "tolerance"), [(1, 2e-7), (10, 5e-6), (50, 1e-5)])
-def test_one_half_step_is_softmax(std, tolerance):
+@pytest.mark.parametrize("std", [1, 10, 50])
+def test_one_half_step_is_softmax(std):
     scores = draw(2, 2, 33, 17, dtype=torch.float32) * std
-    torch.testing.assert_close(sinkhorn(scores, 1), scores.softmax(-1), rtol=0, atol=tolerance)
+    torch.testing.assert_close(sinkhorn(scores, 1), scores.softmax(-1), rtol=0, atol=2e-7)
     scores = scores.double()
     torch.testing.assert_close(sinkhorn(scores, 1), scores.softmax(-1), rtol=0, atol=1e-13)
 
@@ -97,10 +107,11 @@ def test_one_half_step_is_softmax(std, tolerance):
 @pytest.mark.parametrize("std", [1, 10, 50])
 def test_odd_counts_end_on_rows_and_even_counts_on_columns(dtype, tolerance, std):
     scores = draw(2, 2, 64, 48, dtype=dtype) * std
-    tolerance = tolerance * (1 if dtype == torch.float32 else std)
-    for n_iters in (1, 3, 21):
+    for n_iters in (1, 3, 5, 21):
         rows = sinkhorn(scores, n_iters).sum(-1)
         torch.testing.assert_close(rows, torch.ones_like(rows), rtol=0, atol=tolerance)
+    # Columns aren't made by the last operation, so that they are as exact as the scores.
+    tolerance = tolerance * (1 if dtype == torch.float32 else std)
     columns = sinkhorn(scores, 4).sum(-2)
     torch.testing.assert_close(columns, torch.full_like(columns, 64 / 48), rtol=0, atol=tolerance * 64 / 48)
 

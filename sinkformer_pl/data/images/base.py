@@ -1,7 +1,7 @@
 """What every source of images shares: size, colour, random changes in training, normalising."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
+from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.images.decoding import decode_image
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
 
 STATISTICS_SIZE = 1000
@@ -49,31 +50,37 @@ class ImageSource(NamedTuple):
 class ImageDataset(LabelledDataset):
     """One split of images; the inputs are (C, size, size) float32."""
 
-    def __init__(self, images: Images, chosen: Tensor, *, channels: int, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, images: Images, chosen: Tensor, transforms: Sequence[v2.Transform], *, mean: Tensor, std: Tensor
+    ) -> None:
         """Choose images without copying them.
 
         Args:
             images: the images, of which `chosen` may be a part.
             chosen: (n,) int64, indices of this split's images.
-            channels: 1 or 3, for files; images in memory have theirs.
-            transform: makes the input of an image, (channels, H, W) uint8 or float32 in [0, 1]. Its randomness is
+            transforms: what is done to an image, (channels, H, W) uint8 or float32 in [0, 1]. Their randomness is
                 torch's global generator, which is seeded for each image and left as it was.
+            mean: (channels,) float32, of values in [0, 1]; taken off last.
+            std: (channels,) float32, divided by after that.
         """
         self.chosen: list[int] = chosen.tolist()
         super().__init__(images.targets[chosen], [images.names[index] for index in self.chosen])
         self.images = images.images
-        self.channels = channels
-        self.transform = transform
+        self.transform = v2.Compose(transforms) if transforms else None
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one image as the model sees it."""
         image = self.images[self.chosen[draw.index]]
         if isinstance(image, Path):
-            image = decode_image(image, self.channels)
-        with torch.random.fork_rng(devices=()):
-            # Not torch.manual_seed, which would seed the accelerator's generator too, on which dropout depends.
-            torch.default_generator.manual_seed(draw.seed)
-            return self.transform(image)
+            image = decode_image(image, len(self.mean))
+        if self.transform is not None:
+            with torch.random.fork_rng(devices=()):
+                # Not torch.manual_seed, which would seed the accelerator's generator too, on which dropout depends.
+                torch.default_generator.manual_seed(draw.seed)
+                image = self.transform(image)
+        # By hand: torchvision's classes for these two take longer than a small image's whole way otherwise.
+        return v2.functional.to_dtype(image, torch.float32, scale=True).sub(self.mean).div_(self.std)
 
 
 class ImageData(ClassificationData, ABC):
@@ -163,15 +170,17 @@ class ImageData(ClassificationData, ABC):
         else:
             val = _all(val_images)
         train = self._kept(train, train_images.targets)
-        to_float = v2.ToDtype(torch.float32, scale=True)
-        shown = self._dataset(train_images, train, *self._framing(train_images), to_float)
+        none, one = torch.zeros(self.channels), torch.ones(self.channels)
+        shown = ImageDataset(train_images, train, self._framing(train_images), mean=none, std=one)
         self.mean, self.std = self._statistics(shown)
-        last = to_float, v2.Normalize(self.mean.tolist(), self.std.tolist())
-        test = _all(test_images)
+        splits: tuple[tuple[Split, Images, Tensor, list[v2.Transform]], ...] = (
+            ("train", train_images, train, self._augmentation(train_images)),
+            ("val", val_images, val, self._framing(val_images)),
+            ("test", test_images, _all(test_images), self._framing(test_images)),
+        )
         return {
-            "train": self._dataset(train_images, train, *self._augmentation(train_images), *last),
-            "val": self._dataset(val_images, val, *self._framing(val_images), *last),
-            "test": self._dataset(test_images, test, *self._framing(test_images), *last),
+            split: ImageDataset(images, chosen, transforms, mean=self.mean, std=self.std)
+            for split, images, chosen, transforms in splits
         }
 
     def _recoloured(self, part: Images) -> Images:
@@ -208,9 +217,6 @@ class ImageData(ClassificationData, ABC):
         if self.flip:
             transforms.append(v2.RandomHorizontalFlip())
         return transforms
-
-    def _dataset(self, images: Images, chosen: Tensor, *transforms: v2.Transform) -> ImageDataset:
-        return ImageDataset(images, chosen, channels=self.channels, transform=v2.Compose(transforms))
 
     def _statistics(self, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

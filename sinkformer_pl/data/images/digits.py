@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from sinkformer_pl.data.classification import stratified_split
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.splitting import stratified_split
 
 TEST_FRACTION = 0.2
 

@@ -1,9 +1,11 @@
 """Images of the user's own: a folder for each class."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
@@ -18,7 +20,7 @@ class ImageFolder(ImageData):
     """Image files in `root/train/CLASS` and `root/test/CLASS`, at any depth; optionally also in `root/val/CLASS`.
 
     Without `root/val`, validation is divided from the training images; with it, `val_fraction` has no meaning. Files
-    of other extensions than `torchvision.datasets.ImageFolder` reads, and hidden ones, are left out.
+    of other extensions than `torchvision.datasets.ImageFolder` reads are left out, which is said; so are hidden ones.
     """
 
     def __init__(
@@ -68,11 +70,26 @@ class ImageFolder(ImageData):
         indices = {name: index for index, name in enumerate(self.classes)}
         found = make_dataset(self.root / part, indices, extensions=IMG_EXTENSIONS, allow_empty=True)
         files = [(Path(file), target) for file, target in found if not Path(file).name.startswith(".")]
+        self._warn_of_others(part)
         return Images(
             images=[file for file, _ in files],
             targets=torch.tensor([target for _, target in files], dtype=torch.int64),
             names=[file.relative_to(self.root).as_posix() for file, _ in files],
         )
+
+    def _warn_of_others(self, part: str) -> None:
+        others = [
+            Path(folder, name)
+            for label in self.classes
+            for folder, _, names in os.walk(self.root / part / label, followlinks=True)
+            for name in names
+            if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)
+        ]
+        if others:
+            rank_zero_warn(
+                f"{self.root / part}: {len(others)} files are no images by their names and are left out, the first is "
+                f"{min(others).name}; images end in {', '.join(IMG_EXTENSIONS)}"
+            )
 
 
 def _folders(folder: Path) -> list[str]:

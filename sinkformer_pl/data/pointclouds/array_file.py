@@ -110,6 +110,8 @@ def _clouds(file: Mapping[str, Any], part: str, path: Path) -> Clouds:
     points = _array(file, _POINTS[part], path)
     if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "iuf":
         raise UserError(f"{path}: {part} points are {points.dtype} {points.shape}; store numbers (n, points, 3)")
+    if not len(points):
+        raise UserError(f"{path}: it has no {part} clouds; give one or more of each class")
     if len(points) != len(labels):
         raise UserError(f"{path}: {len(points)} {part} clouds but {len(labels)} labels; give one label per cloud")
     scale = np.iinfo(points.dtype).max if points.dtype.kind in "iu" else 1

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split, stratified_split
+from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.pointclouds.mesh import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation, standardize
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
 
 

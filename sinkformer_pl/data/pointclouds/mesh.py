@@ -101,10 +101,15 @@ def _lines(path: Path) -> list[str]:
     return [counts, *lines[1:]] if counts else lines[1:]
 
 
+def _is_count(token: str) -> bool:
+    # Python refuses to read a number of thousands of digits.
+    return token.isascii() and token.isdigit() and len(token) < 19
+
+
 def _counts(lines: list[str]) -> tuple[int, int]:
     """Take the counts from the front of `lines` and hold them against the lines that are left."""
     header = lines.pop(0).split() if lines else []
-    if len(header) not in (2, 3) or not all(token.isascii() and token.isdigit() for token in header):
+    if len(header) not in (2, 3) or not all(_is_count(token) for token in header):
         raise _OffError(f"the counts of vertices, faces and edges are {' '.join(header)[:40]!r}")
     vertices, faces = int(header[0]), int(header[1])
     # Before anything is allocated by what a header claims.
@@ -138,7 +143,7 @@ def _triangles(lines: list[str], vertices: int) -> NDArray[np.int64]:
     triangles: list[NDArray[np.int64]] = []
     order: list[NDArray[np.int64]] = []
     for size in {row[0] for row in rows}:
-        corners = int(size) if size.isascii() and size.isdigit() else 0
+        corners = int(size) if _is_count(size) else 0
         chosen = [index for index, row in enumerate(rows) if row[0] == size]
         shortest = min(chosen, key=lambda index: len(rows[index]))
         if corners < 3 or len(rows[shortest]) < corners + 1:

@@ -61,9 +61,12 @@ def load_mesh_folder(folder: MeshFolder, *, pool_size: int, cache: Path | None) 
         cache: a folder for one file per state of the meshes and `pool_size`; made where missing. None for no cache.
 
     Raises:
-        UserError: a mesh that cannot be read, or a damaged cache file.
+        UserError: no meshes to train on or none to test on, a mesh that cannot be read, or a damaged cache file.
     """
     files = _files(folder)
+    for part in _PARTS:
+        if not files[part]:
+            raise UserError(f"{folder.path}: no meshes in <class>/{part}; put some there, as files *.off")
     path = cache / f"meshes-{_key(files, folder.path, pool_size)}.npz" if cache else None
     if path is not None and path.exists():
         pools = _read_pools(path)

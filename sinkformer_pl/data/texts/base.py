@@ -12,14 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sinkformer_pl.data.classification import (
-    ClassificationData,
-    LabelledDataset,
-    Sample,
-    Split,
-    stratified_split,
-)
+from sinkformer_pl.batch import Sample
+from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.texts.tokenizer import (
     SMALLEST_VOCABULARY,
     Encoded,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sinkformer_pl.data.classification import stratified_split
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_utf8
 from sinkformer_pl.errors import UserError
 

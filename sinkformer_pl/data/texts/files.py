@@ -188,7 +188,8 @@ def _read_mapping(path: Path) -> list[str]:
 
 
 def _is_number(label: str) -> bool:
-    return label.strip().removeprefix("-").isdecimal() and label.isascii()
+    # Python refuses to read a number of thousands of digits.
+    return label.strip().removeprefix("-").isdecimal() and label.isascii() and len(label) < 19
 
 
 def _plain(cell: Any) -> str:
@@ -217,8 +218,8 @@ def _require(columns: Sequence[str], present: Sequence[str], where: str) -> None
         if present.count(column) != 1:
             cause = "no column" if column not in present else "more than one column"
             raise UserError(
-                f"{where}: {cause} {column}; it has {', '.join(present)}: name the columns by data.text, data.label "
-                "and data.group"
+                f"{where}: {cause} {column}; it has {', '.join(present) or 'none'}: name the columns by data.text, "
+                "data.label and data.group"
             )
 
 

@@ -185,8 +185,11 @@ def test_crop_area_shows_parts_of_the_asked_size():
     assert widths.min() > 0.25**0.5 * 0.75**0.5 - 0.06
 
 
-def test_training_is_the_same_for_any_number_of_workers():
-    arguments = dict(flip=True, crop_padding=1, crop_area=0.5, train_size=60, batch_size=16)
+@pytest.mark.parametrize("image_size", [8, 160])  # Small batches come as messages, large ones through shared memory.
+def test_training_is_the_same_for_any_number_of_workers(image_size):
+    arguments = dict(
+        image_size=image_size, flip=True, crop_padding=1, crop_area=0.5, train_size=60, val_fraction=0.5, batch_size=16
+    )
     alone, helped = ready(Digits(**arguments)), ready(Digits(**arguments, num_workers=2))
     for number in (0, 1):
         assert all(map(torch.equal, epoch(alone, number), epoch(helped, number)))

@@ -162,10 +162,12 @@ def test_a_root_without_data_is_refused_with_the_layout(tmp_path):
         PointClouds(tmp_path / "clouds.csv")
 
 
-def test_classes_without_meshes_leave_an_empty_split(tmp_path):
-    write_meshes(tmp_path, train=0)
-    with pytest.raises(UserError, match="the train split has no samples"):
-        ready(tmp_path)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_part_without_meshes_is_named_before_points_are_drawn(tmp_path, part):
+    root = write_meshes(tmp_path / "meshes", **{part: 0})
+    with pytest.raises(UserError, match=f"{root}: no meshes in <class>/{part}; put some there"):
+        ready(root, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_places_are_ambiguous_unless_one_is_asked_for(tmp_path):
@@ -385,6 +387,10 @@ def change(**changes: Any) -> dict[str, np.ndarray]:
         (change(test_label=np.full(6, 2**63, np.uint64)), "labels start at 0"),
         (change(test_label=np.full(6, 10**12), classes=None), "there is a label 1000000000000, but no label"),
         (change(classes=np.array(["ant"]), train_label=np.zeros(12, int), test_label=np.zeros(6, int)), "1 classes"),
+        (
+            change(test_points=np.zeros((0, 20, 3)), test_label=np.zeros(0, int)),
+            r"clouds\..*: it has no test clouds; give",
+        ),
         (change(test_points=np.full((6, 20, 3), np.nan, np.float32)), r"clouds\..*: cloud test/0 has coordinates"),
         (change(test_points=np.zeros((6, 20, 3), np.int16)), "cloud test/0 has all its points in one place"),
     ],
@@ -411,6 +417,16 @@ def test_a_file_cut_off_is_refused(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=f"{path}: cannot be read"):
         ready(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_file_of_clouds_with_fewer_points_than_asked_for_is_refused(tmp_path, suffix):
+    path = write(tmp_path / f"clouds{suffix}", arrays())
+    with pytest.raises(
+        UserError, match=r"cloud train/0 has 20 points; remove it or set data\.num_points to 20 or less"
+    ):
+        ready(path, num_points=21)
+    assert len(ready(path, num_points=20).datasets["train"][0].inputs) == 20
 
 
 def test_pickled_objects_are_refused_and_not_run(tmp_path):

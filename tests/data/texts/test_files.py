@@ -210,6 +210,8 @@ def test_validation_is_divided_where_it_is_missing(tmp_path):
         ("test_labels.txt", "1\n\n0\n", "test_labels.txt 3: line 3 of test_labels.txt has no counterpart"),
         ("test_labels.txt", "1\n", "test_text.txt has 2 lines and test_labels.txt 1: line 2 of test_text.txt has no"),
         ("test_text.txt", "good\n\n", "test_text.txt:2 is an empty text"),
+        ("test_labels.txt", "1\n" + "1" * 5000 + "\n", "line 2: label '1111"),
+        ("mapping.txt", "0\tneg\n" + "1" * 5000 + "\tpos\n", "mapping.txt, line 2: '1111"),
         ("mapping.txt", "0\tneg\n2\tpos\n", r"mapping.txt: the numbers are \[0, 2\]"),
         ("mapping.txt", "0\tneg\n0\tpos\n", "line 2: number 0 stands there twice"),
         ("mapping.txt", "neg\n", "mapping.txt, line 1: 'neg'; give a number, a tab and a class name"),
