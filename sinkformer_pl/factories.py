@@ -40,15 +40,15 @@ def describe(factory: Callable[..., Any]) -> Spec:
 def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:
     """The factory itself, or the one that a spec stands for.
 
-    A spec's class is imported, which runs its module's code. A spec among its arguments must be of a class that the
-    annotation `Callable[..., Something]` of the argument allows; without one, any class is called.
+    A spec's class is imported, which runs its module's code. A spec among its arguments must be of the class that the
+    argument's annotation names, `Callable[..., Something]`.
 
     Args:
         factory: a class, a partial, or a spec.
         base: what the factory must make an instance of.
 
     Raises:
-        UserError: the class can't be imported.
+        UserError: the class can't be imported, or an argument that is a spec has no such annotation.
         TypeError: it isn't a `base`.
     """
     if not isinstance(factory, Mapping):
@@ -65,12 +65,18 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
 
 def _made_by(cls: type, name: str) -> type:
     """What a factory makes that is an argument of a class."""
-    parameter = parameters_of(cls).get(name)
-    annotation = parameter.annotation if parameter else None
+    annotation = parameters_of(cls)[name].annotation if name in parameters_of(cls) else None
+    if isinstance(annotation, str):
+        owner = next(ancestor for ancestor in cls.__mro__ if name in inspect.signature(ancestor).parameters)
+        annotation = inspect.signature(owner, eval_str=True).parameters[name].annotation
     for hint in (annotation, *get_args(annotation)):
         if get_origin(hint) is Callable and inspect.isclass(made := get_args(hint)[-1]):
             return made
-    return object
+    # To call whatever a checkpoint names would be to run what its author likes.
+    raise UserError(
+        f"{cls.__name__}.{name} is given a class, but doesn't say which it takes: annotate it, such as "
+        f"{name}: Callable[..., nn.Module]"
+    )
 
 
 def readable(spec: Mapping[str, Any]) -> str:

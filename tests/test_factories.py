@@ -1,10 +1,13 @@
 """Factories as plain data and back."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe, public_path
 from sinkformer_pl.models import Backbone, SetTransformer
 from sinkformer_pl.normalizations import AttentionNormalization, Sinkhorn, Softmax
@@ -62,6 +65,22 @@ def test_a_spec_within_a_spec_must_be_of_the_class_that_its_place_is_for(tmp_pat
     with pytest.raises(TypeError, match=r"subprocess\.Popen is no AttentionNormalization"):
         as_factory(spec, Backbone)
     assert not (tmp_path / "ran").exists()
+
+
+class Holder:
+    """Arguments that name what they take in several ways, or don't."""
+
+    def __init__(self, plain, whatever: Any = None, text: "Callable[..., torch.nn.Module]" = torch.nn.ReLU) -> None:
+        self.made = text()
+
+
+def test_a_spec_within_a_spec_needs_an_annotation_that_says_what_it_is():
+    relu = {"class_path": "torch.nn.GELU", "init_args": {}}
+    spec = {"class_path": f"{__name__}.Holder", "init_args": {"plain": 1, "text": relu}}
+    assert isinstance(as_factory(spec, Holder)().made, torch.nn.GELU)
+    for name in ("plain", "whatever"):
+        with pytest.raises(UserError, match=rf"Holder\.{name} is given a class, but doesn't say which"):
+            as_factory({"class_path": f"{__name__}.Holder", "init_args": {name: relu}}, Holder)
 
 
 def test_public_path_is_the_shortest():
