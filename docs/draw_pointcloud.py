@@ -41,9 +41,7 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, type=Path, help="folders of the Sinkhorn and the Softmax run")
     runs = dict(zip(COLOURS, parser.parse_args().runs, strict=True))
     models = {
-        name: Classifier.load_from_checkpoint(
-            run / "checkpoints/best.ckpt", weights_only=True, map_location="cpu"
-        ).eval()
+        name: Classifier.load_from_checkpoint(run / "checkpoints/best.ckpt", map_location="cpu").eval()
         for name, run in runs.items()
     }
     data = ProceduralShapes(batch_size=400)

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": set(),
     "normalizations": {"ops", "errors"},
     "models": {"normalizations", "ops", "errors"},
-    "tasks": {"models", "normalizations", "batch", "errors", "factories"},
+    "tasks": {"models", "normalizations", "checkpoints", "batch", "errors", "factories"},
     "data": {"batch", "errors"},
     "callbacks": {"checkpoints", "diagnostics", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},

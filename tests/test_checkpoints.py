@@ -31,6 +31,7 @@ from sinkformer_pl.checkpoints.checksum import DamagedError, verify, write
 from sinkformer_pl.checkpoints.plugin import VerifiedCheckpointIO, use_verified
 from sinkformer_pl.cli import main
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.tasks import Classifier
 from tests.cli.conftest import TINY
 
 TRIAL = Path(__file__).parent / "trials/kill_while_saving.py"
@@ -364,6 +365,20 @@ def test_a_checkpoint_of_another_task_is_named(there, capsys):
     trainer.strategy.connect(pl.LightningModule())
     trainer.save_checkpoint("bare.ckpt")
     assert "'hyper_parameters'" in refused(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "bare.ckpt")
+
+
+def test_a_model_is_loaded_in_python_from_intact_plain_files_alone(there):
+    assert isinstance(Classifier.load_from_checkpoint(there / "best.ckpt"), Classifier)
+    content = (there / "best.ckpt").read_bytes()
+    Path("flipped.ckpt").write_bytes(flipped(content, 4 * len(content)))
+    with pytest.raises(UserError, match=r"flipped\.ckpt is damaged"):
+        Classifier.load_from_checkpoint("flipped.ckpt")
+    checkpoint = read_checkpoint(there / "best.ckpt")
+    torch.save({**checkpoint, "more": Path("an object")}, "objects.ckpt")
+    with pytest.raises(UserError, match="could run code: refused"):
+        Classifier.load_from_checkpoint("objects.ckpt")
+    with pytest.raises(UserError, match="weights_only=False"):
+        Classifier.load_from_checkpoint("objects.ckpt", weights_only=False)
 
 
 def test_weights_alone_are_tested_but_no_training_goes_on_from_them(there, capsys):

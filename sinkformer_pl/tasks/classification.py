@@ -1,6 +1,7 @@
 """Classification of whatever a backbone turns into features."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from sinkformer_pl.batch import Batch
+from sinkformer_pl.checkpoints import read_checkpoint
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
@@ -109,6 +111,27 @@ class Classifier(pl.LightningModule):
         self.test_metrics = _metrics("test", num_classes)
         self.confusion: dict[str, Tensor] = {}
         self._steps: int | None = None
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # (Lightning's is a descriptor of its own.)
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, weights_only: bool | None = True, **kwargs: Any
+    ) -> "Classifier":
+        """Make the model of a checkpoint, whose bytes are checked first; its tensors and plain data alone are read.
+
+        Args:
+            checkpoint_path: a local file.
+            map_location: as for `torch.load`.
+            weights_only: False is refused.
+            **kwargs: what else Lightning's method of this name takes: `strict`, or arguments of the class in place of
+                those in the checkpoint.
+
+        Raises:
+            UserError: no such file, a damaged one, one with objects in it, or `weights_only=False`.
+        """
+        if weights_only is False:
+            raise UserError(f"checkpoint {checkpoint_path}: weights_only=False could run code in it; leave it out")
+        read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens."""

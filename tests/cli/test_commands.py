@@ -39,7 +39,7 @@ class Tempered(ScoreNormalization):
 
 
 def loaded(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
+    return torch.load(path)
 
 
 def test_fit_leaves_best_and_last_logs_and_a_config_that_repeats_it(tiny, run, tmp_path):
@@ -218,7 +218,7 @@ def test_own_normalization_by_name_and_by_path_reloads_in_a_new_process(tiny, tm
     assert "testing under Tempered(temperature=2.0)" in command("test", "--ckpt_path", "last", "--name", "tiny")
     reload = (
         "import torch; from sinkformer_pl.tasks import Classifier; "
-        "model = Classifier.load_from_checkpoint('runs/tiny/version_0/checkpoints/last.ckpt', weights_only=True); "
+        "model = Classifier.load_from_checkpoint('runs/tiny/version_0/checkpoints/last.ckpt'); "
         "print(model.backbone.blocks[0].gather.attention.normalization.temperature)"
     )
     done = subprocess.run([sys.executable, "-c", reload], cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -243,11 +243,11 @@ def test_checkpoint_made_in_python_is_tested_by_the_command_line_and_saved_again
     )
     trainer.fit(model, datamodule=ProceduralShapes(train_size=24, val_size=12, test_size=12))
     trainer.save_checkpoint("mine.ckpt", weights_only=False)
-    again = Classifier.load_from_checkpoint("mine.ckpt", weights_only=True)
+    again = Classifier.load_from_checkpoint("mine.ckpt")
     assert again.hparams == model.hparams
     trainer.strategy.connect(again)
     trainer.save_checkpoint("again.ckpt")
-    third = Classifier.load_from_checkpoint("again.ckpt", weights_only=True)
+    third = Classifier.load_from_checkpoint("again.ckpt")
     assert third.hparams == model.hparams
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), third.state_dict().values(), strict=True))
     assert "testing under Softmax()" in run("test", "--config", tiny, "--ckpt_path", "again.ckpt")

@@ -49,7 +49,7 @@ def test_the_command_writes_what_the_checkpoint_does(run, tiny, tmp_path):
     printed = run("inspect", "--ckpt_path", "best", "--name", "tiny", "--samples", "3")
     assert "inspect.html" in printed.splitlines()[-1]
     found = content(folder / "inspect.html")
-    model = Classifier.load_from_checkpoint(folder / "checkpoints/best.ckpt", weights_only=True)
+    model = Classifier.load_from_checkpoint(folder / "checkpoints/best.ckpt")
     data = ProceduralShapes(train_size=48, val_size=24, test_size=26)
     data.setup()
     draws = [list(data.test_dataloader().sampler)[place] for place in (0, 8, 17)]

@@ -120,7 +120,7 @@ def test_any_backbone(tmp_path):
     engine = trainer(max_epochs=1)
     engine.fit(model, shapes())
     engine.save_checkpoint(tmp_path / "mean.ckpt")
-    again = Classifier.load_from_checkpoint(tmp_path / "mean.ckpt", weights_only=True)
+    again = Classifier.load_from_checkpoint(tmp_path / "mean.ckpt")
     assert isinstance(again.backbone, Mean)
     assert again.backbone.out_dim == 4
 
