@@ -140,7 +140,13 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _OneOfEachKey)
     except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file") from None
+        # Here, since it imports every part, which takes seconds.
+        from sinkformer_pl.cli.messages import closest
+
+        beside = [str(other) for other in sorted(Path(path).parent.glob("*.yaml"))]
+        raise UserError(
+            f"--config {path}: no such file{closest(path, beside)}; give a path from the folder in which you are"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: can't be read ({error})") from None
     except RecursionError:

@@ -12,6 +12,7 @@ from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, r
 from sinkformer_pl.callbacks.loggers import read_curves
 from sinkformer_pl.checkpoints import METRICS_KEY
 from sinkformer_pl.cli.arguments import Arguments
+from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.cli.training import TrainingCLI, run_training
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.capture import evaluating
@@ -40,7 +41,7 @@ def run_inspect(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m sinkformer_pl inspect",
         description="Write one HTML file that shows the attention of a checkpoint on a few samples: by layer, head and "
         "query, on the points, patches or tokens themselves. It opens without a network. Every other argument is one "

@@ -91,6 +91,7 @@ def test_as_many_samples_as_fit(tmp_path, monkeypatch):
 
 def test_what_is_refused(fail, tiny, monkeypatch):
     assert "--ckpt_path" in fail("inspect")
+    assert "--split: invalid choice: 'tst'" in fail("inspect", "--ckpt_path", tiny, "--split", "tst")
     assert "--samples 0" in fail("inspect", "--ckpt_path", tiny, "--samples", "0")
     assert "--output ." in fail("inspect", "--ckpt_path", tiny, "--output", ".")
     real = builtins.__import__
