@@ -41,7 +41,7 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     """The factory itself, or the one that a spec stands for.
 
     A spec's class is imported, which runs its module's code. A spec among its arguments must be of the class that the
-    argument's annotation names, `Callable[..., Something]`.
+    argument's annotation names, such as `Callable[[], Something]`.
 
     Args:
         factory: a class, a partial, or a spec.
@@ -75,7 +75,7 @@ def _made_by(cls: type, name: str) -> type:
     # To call whatever a checkpoint names would be to run what its author likes.
     raise UserError(
         f"{cls.__name__}.{name} is given a class, but doesn't say which it takes: annotate it, such as "
-        f"{name}: Callable[..., nn.Module]"
+        f"{name}: Callable[[], nn.Module]"
     )
 
 

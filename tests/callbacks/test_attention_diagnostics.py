@@ -265,7 +265,7 @@ def test_two_processes(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     # Written once, and about all the samples of the probe, not those of one process.
     run = tmp_path / "runs/pointcloud/version_0"
