@@ -4,23 +4,35 @@ python docs/draw_patch_sizes.py 4=runs/mnist_patch4 7=runs/mnist_patch7 14=runs/
 
 """
 
+import argparse
 import csv
 import statistics
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 
+def comparison(argument: str) -> tuple[int, Path]:
+    """A patch size and the runs of its comparison."""
+    size, _, folder = argument.partition("=")
+    path = Path(folder) / "runs.csv"
+    if not (size.isdecimal() and folder and path.is_file()):
+        raise argparse.ArgumentTypeError(f"{argument}: give SIZE=FOLDER, the folder that compare wrote runs.csv into")
+    return int(size), path
+
+
 def main() -> None:
     """Every run as a point, the mean over seeds as a line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparisons", nargs="+", type=comparison, metavar="SIZE=FOLDER")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "experiments/patch_sizes.png")
+    options = parser.parse_args()
     found: dict[str, dict[int, list[float]]] = {}
-    for argument in sys.argv[1:]:
-        size, _, folder = argument.partition("=")
-        with (Path(folder) / "runs.csv").open(newline="", encoding="utf-8") as file:
+    for size, path in options.comparisons:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 arm = found.setdefault(row["normalization"], {})
-                arm.setdefault(int(size), []).append(100 * float(row["test/accuracy"]))
+                arm.setdefault(size, []).append(100 * float(row["test/accuracy"]))
     sizes = sorted({size for arm in found.values() for size in arm})
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, (name, arm) in enumerate(found.items()):
@@ -33,8 +45,8 @@ def main() -> None:
     axes.set_xticks(range(len(sizes)), [f"{size} x {size}" for size in sizes])
     axes.set(xlabel="patch size in pixels", ylabel="test accuracy, %", title="Each run, and the mean over seeds")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(Path(__file__).parent / "experiments/patch_sizes.png", dpi=100)
+    axes.legend(frameon=False, loc="best")
+    figure.savefig(options.output, dpi=100)
 
 
 if __name__ == "__main__":

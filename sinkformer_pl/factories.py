@@ -65,10 +65,11 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
 
 def _made_by(cls: type, name: str) -> type:
     """What a factory makes that is an argument of a class."""
-    annotation = parameters_of(cls)[name].annotation if name in parameters_of(cls) else None
-    if isinstance(annotation, str):
-        owner = next(ancestor for ancestor in cls.__mro__ if name in inspect.signature(ancestor).parameters)
+    owner = next((parent for parent in cls.__mro__ if name in inspect.signature(parent).parameters), cls)
+    try:
         annotation = inspect.signature(owner, eval_str=True).parameters[name].annotation
+    except (KeyError, NameError):  # No such argument, or an annotation that only a type checker can resolve.
+        annotation = None
     for hint in (annotation, *get_args(annotation)):
         if get_origin(hint) is Callable and inspect.isclass(made := get_args(hint)[-1]):
             return made

@@ -1,16 +1,19 @@
-"""What the README shows works as it stands there."""
+"""What the README and docs/extend.md show works as it stands there."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from sinkformer_pl.cli import main
+from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.testing import check_normalization
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 CONFIG = Path(__file__).parents[1] / "configs/pointcloud.yaml"
+EXTEND = (Path(__file__).parents[1] / "docs/extend.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -41,6 +44,23 @@ def test_python_example_runs(tmp_path, monkeypatch):
     code = code.replace("max_epochs=8", "fast_dev_run=True, accelerator='cpu', enable_progress_bar=False")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README", "exec"), {})
+
+
+def test_own_backbone_and_own_data_train_and_are_tested_from_the_checkpoint(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_code.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", EXTEND, re.DOTALL)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    command = next(line for line in EXTEND.splitlines() if "--data my_code.MyData" in line)
+    argv = command.strip().removeprefix("python -m sinkformer_pl ").split()
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--name", "mine"]
+    chosen = ["--model.backbone.activation", "torch.nn.GELU", "--model.backbone.activation.approximate", "tanh"]
+    main([*argv, *quiet, *chosen])
+    main(["test", "--ckpt_path", "best", "--name", "mine", "--model.normalization", "Softmax"])
+    assert "testing under Softmax(), trained under Sinkhorn(n_iters=3)" in capsys.readouterr().out
+    model = Classifier.load_from_checkpoint("runs/mine/version_0/checkpoints/best.ckpt")
+    assert model.backbone.activation.approximate == "tanh"
+    # Half of the samples is of each class.
+    assert json.loads(Path("runs/mine/version_0/fit.json").read_text())["best"]["val/accuracy"] > 0.8
 
 
 @pytest.mark.parametrize("folder", ["configs", "docs"])

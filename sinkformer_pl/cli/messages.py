@@ -27,11 +27,9 @@ PARTS = {
 NORMALIZATIONS = ("normalization", "pooling")
 """Keys whose value is a registered normalization."""
 
+SCALARS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
+    **SCALARS,
     "NoneType": "null",
     **dict.fromkeys(("list", "tuple", "Sequence"), "a list, such as [1, 2]"),
 }
@@ -82,13 +80,14 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{key}.init_args: expected lines 'name: value'"
     kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", cause)
     kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>\. Got value", cause) or kinds
+    dotted = re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)", cause)
+    if dotted and not set(kinds) & SCALARS.keys():
+        return _unknown_class(key, dotted[1])
     if set(kinds) & KINDS.keys() - {"NoneType"}:
         expected = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
         return f"{key} {_value(cause)}: expected {expected}"
-    if match := re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)", cause):
-        return _unknown_class(key, match[1])
-    if re.search(r"(?:No module named|has no attribute) .*?Got value: ", cause):
-        return _unknown_class(key, _value(cause))
+    if match := re.search(r"No module named '([\w.]+)'|has no attribute .*?Got value: ", cause):
+        return _unknown_class(key, _value(cause), match[1])
     if not key:
         return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     return f"{key} {_value(cause)}: not accepted; --help says what is"
@@ -116,14 +115,18 @@ def _unknown_argument(key: str, name: str, path: str) -> str:
     return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{closest(name, valid)}\n{listed}"
 
 
-def _unknown_class(key: str, name: str) -> str:
+def _unknown_class(key: str, name: str, module: str | None = None) -> str:
     part = key.rpartition(".")[2]
     if part in NORMALIZATIONS:
         valid, more = list(registered()), "the dotted path of a class, or one registered by --plugins MODULE"
     else:
         valid, more = [cls.__name__ for cls in _concrete(PARTS.get(part))], "the dotted path of a class"
     listed = f"\nvalid: {', '.join(sorted(set(valid)))}; {more}" if valid else ""
-    return f"{key} {name}: no class of this name{closest(name.rpartition('.')[2], valid)}{listed}"
+    if module is None:
+        remedy = closest(name.rpartition(".")[2], valid)
+    else:
+        remedy = f": Python finds no module {module}; run from the folder that has it, or install it"
+    return f"{key} {name}: no class of this name{remedy}{listed}"
 
 
 def _concrete(base: type | None) -> list[type]:

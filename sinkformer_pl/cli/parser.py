@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from sinkformer_pl.cli.messages import condense, not_settings
+from sinkformer_pl.cli.messages import condense, not_settings, root_cause
 from sinkformer_pl.errors import UserError
 
 
@@ -32,12 +32,9 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             # A parser within the parser, for the arguments of one class: the outer one adds its key to the message.
             super().error(message, ex)
-        chain: BaseException | None = ex
-        while chain is not None:
-            if isinstance(chain, UserError):
-                # A checkpoint's configuration, parsed within: its error is said already.
-                raise chain
-            chain = chain.__cause__ or chain.__context__
+        if ex is not None and isinstance(cause := root_cause(ex), UserError):
+            # A checkpoint's configuration, parsed within: its error is said already.
+            raise cause
         raise UserError(condense(message, self._options()))
 
     def _options(self) -> list[str]:

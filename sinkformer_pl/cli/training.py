@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
@@ -349,13 +348,14 @@ class TrainingCLI(LightningCLI):
                     raise
                 self.trainer = self.instantiate_trainer()
 
-    def _try_one_sample(self) -> None:
-        """Pass the longest sample through the network, for what it says of data that it wasn't built for."""
-        dataset = self.datamodule.datasets["train" if self.arguments.command == "fit" else "test"]
-        longest = 0 if dataset.lengths is None else int(np.argmax(dataset.lengths))
-        batch = collate([dataset[longest]])
+    def _try_samples(self) -> None:
+        """Pass a few samples through the network, for what it says of data that it wasn't built for."""
+        used = {"fit": ("train", "val"), "validate": ("val",)}.get(self.arguments.command, ("test",))
         with isolate_rng(), evaluating(self.model):
-            self.model(batch.inputs, batch.mask)
+            for dataset in (self.datamodule.datasets[split] for split in used):
+                for place in dataset.extremes:
+                    batch = collate([dataset[place]])
+                    self.model(batch.inputs, batch.mask)
 
     @rank_zero_only
     def _begin(self, doing: str) -> None:
@@ -365,7 +365,7 @@ class TrainingCLI(LightningCLI):
         self.datamodule.setup(self.arguments.command)
         if self.arguments.command == "fit":
             require_reachable_validation(self.trainer, len(self.datamodule.train_dataloader()))
-        self._try_one_sample()
+        self._try_samples()
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._make_folder()

@@ -40,6 +40,11 @@ class LabelledDataset(Dataset[Sample], ABC):
         """The n sizes of the inputs, where training batches are to hold samples of similar size; None by default."""
         return None
 
+    @property
+    def extremes(self) -> Sequence[int]:
+        """Places of the samples that a network is likeliest to refuse; it is tried with them before it is trained."""
+        return (0,)
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.targets)

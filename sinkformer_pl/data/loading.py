@@ -14,7 +14,11 @@ from sinkformer_pl.batch import Batch, Sample, collate
 from sinkformer_pl.data.sampling import EpochSampler
 
 LARGEST_MESSAGE = 2**20
-"""Bytes of inputs above which shared memory is the quicker way."""
+"""Bytes of inputs above which shared memory is the quicker way.
+
+On two cores of a CPU a batch of 50 kB came in 0.5 ms as a message and in 2.2 ms by shared memory, one of 1 MB in 2.0
+and 2.3 ms, one of 4 MB in 6 and 2.8 ms.
+"""
 
 
 class ResumableLoader(DataLoader[Sample]):

@@ -241,6 +241,11 @@ class PointCloudTransformer(Backbone):
         return x
 
     def _check(self, inputs: Tensor) -> None:
+        if inputs.ndim == 3 and inputs.shape[-1] < 3:
+            raise UserError(
+                f"PointCloudTransformer takes points of three coordinates and more, got {inputs.shape[-1]} numbers: "
+                "choose another data module, or another model.backbone"
+            )
         require_points(inputs, self.in_features, "PointCloudTransformer")
         if inputs.shape[1] < 1:
             raise UserError("PointCloudTransformer takes clouds of one point or more, got a batch without any")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-EXACT = {torch.float64: 1e-10, torch.float32: 2e-6}  # relative error that the order of a sum explains
+EXACT = {torch.float64: 1e-10, torch.float32: 1e-6}  # relative error that the order of a sum explains
 
 
 def require(holds: bool | Tensor, message: str) -> None:

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.testing.cases import draw, token_mask
-from sinkformer_pl.testing.comparing import all_close, close, finite, zero
+from sinkformer_pl.testing.comparing import EXACT, all_close, close, finite, zero
 from sinkformer_pl.testing.subject import Subject
-
-PADDED = {torch.float64: 1e-10, torch.float32: 1e-6}  # relative error of a padded batch against an unpadded one
 
 
 def masks(s: Subject) -> None:
@@ -30,7 +28,7 @@ def masks(s: Subject) -> None:
 def padding(s: Subject) -> None:
     """A padded batch gives what it gives unpadded, gradients too, whatever finite numbers the padding holds."""
     amounts = ((1, 1), (7, 7), (64, 64)) if s.guarantees.square else ((1, 7), (7, 1), (0, 64), (64, 0))
-    for dtype, tolerance in PADDED.items():
+    for dtype in EXACT:
         module, case = s.make(dtype), s.case(dtype=dtype)
         plain = s.run(module, case)
         for (queries, keys), left, filler in product(amounts, (True, False), (-3.0, 1e30)):
@@ -45,7 +43,7 @@ def padding(s: Subject) -> None:
             for name, wanted in plain.items():
                 block = real.get(name.removeprefix("gradient of "), torch.tensor(True)).expand_as(found[name])
                 zero(found[name][~block], f"{name} at the padding")
-                close(found[name][block].reshape(wanted.shape), wanted, f"{name}, against unpadded", tolerance)
+                close(found[name][block].reshape(wanted.shape), wanted, f"{name}, against unpadded")
 
 
 def _real(count: int, more: int, left: bool) -> Tensor:

@@ -37,27 +37,6 @@ class Tempered(ScoreNormalization):
         return ops.softmax(scores / self.temperature, mask=mask)
 """
 
-BACKBONE = """
-from collections.abc import Callable
-
-from torch import nn
-
-from sinkformer_pl.models import Backbone, MultiHeadAttention
-from sinkformer_pl.ops import AttentionMask
-
-
-class MyNet(Backbone):
-    def __init__(self, normalization, dim: int = 8, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
-        super().__init__()
-        self.embed, self.attention = nn.Linear(3, dim), MultiHeadAttention(dim, 2, normalization)
-        self.activation = activation()
-        self.out_dim = dim
-
-    def forward(self, inputs, mask=None):
-        x = self.embed(inputs)
-        return self.activation(x + self.attention(x, x, AttentionMask(mask, mask))).amax(1)
-"""
-
 
 def loaded(path: Path) -> dict:
     return torch.load(path, weights_only=True)
@@ -244,18 +223,6 @@ def test_own_normalization_by_name_and_by_path_reloads_in_a_new_process(tiny, tm
     )
     done = subprocess.run([sys.executable, "-c", reload], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "2.0", done.stderr
-
-
-def test_own_backbone_with_a_class_among_its_arguments_is_tested_from_its_checkpoint(tiny, run, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "my_net.py").write_text(BACKBONE)
-    chosen = ["--model.backbone", "my_net.MyNet", "--model.backbone.activation", "torch.nn.GELU"]
-    run("fit", "--config", tiny, *chosen, "--model.backbone.activation.approximate", "tanh")
-    assert "testing under Softmax()" in run(
-        "test", "--ckpt_path", "last", "--name", "tiny", "--model.normalization", "Softmax"
-    )
-    again = Classifier.load_from_checkpoint(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
-    assert again.backbone.activation.approximate == "tanh"
 
 
 def test_plugins_may_stand_in_the_yaml_file(tiny, run, tmp_path, monkeypatch):

@@ -42,6 +42,12 @@ import yaml
         (["--plugins", "nosuch"], ["--plugins nosuch", "no module"]),
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file; give a path"]),
+        (
+            ["--model.backbone", "nowhere.Net"],
+            ["model.backbone nowhere.Net: no class of this name: Python finds no mod"],
+        ),
+        (["--data", "nowhere.Data"], ["data nowhere.Data: no class of this name: Python finds no module nowhere"]),
+        (["--trainer.callbacks", "EarlyStoping"], ["no class of this name; did you mean EarlyStopping?"]),
         (["--config", "tinny.yaml"], ["tinny.yaml: no such file; did you mean tiny.yaml?"]),
         (["--config"], ["--config", "needs a value"]),
         (["--config", "."], ["--config .", "can't be read"]),

@@ -136,7 +136,24 @@ def test_a_text_model_reads_other_data_through_its_own_tokenizer(run, tmp_path):
         ("pointcloud", ["--data", "Digits"], "SetTransformer takes point clouds"),
         ("image", ["--data.image_size", "12"], "images are 1 x 12 x 12 (channels x height x width), but the network"),
         ("text", ["--data.max_length", "256"], "a text has 256 tokens, but the network learns positions for"),
+        ("text", ["--data.vocab_size", "4010"], "is outside of the network's vocabulary, 0 to 3999"),
     ],
 )
 def test_data_that_the_network_wasnt_built_for_leave_no_trace(fail, config, flags, expected):
     assert expected in fail("fit", "--config", str(CONFIGS / f"{config}.yaml"), *SMALL, *SHORT, *flags)
+
+
+def test_a_long_text_is_noticed_before_anything_is_written_in_every_split_that_a_command_uses(run, fail, tmp_path):
+    for name, last in (("train", 5), ("val", 5), ("long", 400)):
+        words = [5] * 7 + [last]
+        rows = [f"{'one two three ' * count},{'pos' if place % 2 else 'neg'}\n" for place, count in enumerate(words)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    data = ["--data", "TextTable", "--data.root", ".", "--data.max_length", "300", "--data.vocab_size", "257"]
+    fit = ["fit", "--config", str(CONFIGS / "text.yaml"), *data, *SMALL, *SHORT]
+    expected = "a text has 300 tokens, but the network learns positions for max_length=128"
+    assert expected in fail(*fit, "--data.test", "val.csv", "--data.val", "long.csv")
+    run(*fit, "--data.test", "long.csv", "--data.val", "val.csv", "--data.max_length", "100")
+    again = ["--ckpt_path", "best", "--name", "text", "--data.max_length", "300"]
+    assert expected in fail("test", *again)
+    assert expected in fail("validate", *again, "--data.val", "long.csv", "--data.test", "val.csv")
+    run("validate", *again)

@@ -278,6 +278,7 @@ def test_what_cant_be_built(given, message):
     ("inputs", "message"),
     [
         (points(numbers=6), "a point has 6 numbers, but .* in_features=3: set model.backbone.in_features to 6"),
+        (points(numbers=2), "takes points of three coordinates and more, got 2 numbers"),
         (points()[0], r"takes point clouds \(batch, points, numbers\) of a float dtype, got shape \(40, 3\)"),
         (points().long(), "got shape .* of torch.int64"),
         (points(size=0), "clouds of one point or more"),

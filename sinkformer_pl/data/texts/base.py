@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from tokenizers import Tokenizer
@@ -108,6 +109,12 @@ class TextDataset(LabelledDataset):
     def lengths(self) -> Sequence[int] | None:
         """Numbers of tokens, where training batches are to be of similar length."""
         return self.encoded.lengths.tolist() if self.similar else None
+
+    @property
+    def extremes(self) -> Sequence[int]:
+        """The longest text, and the one with the highest token number."""
+        highest = np.searchsorted(self._starts, self.encoded.tokens.argmax(), side="right") - 1
+        return int(self.encoded.lengths.argmax()), int(highest)
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one text's tokens."""
