@@ -6,13 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+UNCOUNTED = -100
+"""Target of a sample that metrics and predictions leave out, see `Draw.counted`; PyTorch's losses ignore it."""
+
 
 class Sample(NamedTuple):
     """One item of a dataset.
 
     Attributes:
         inputs: (N, C) float or (N,) int64; N may differ from sample to sample.
-        target: class index.
+        target: class index, or UNCOUNTED.
         index: place of the sample in its split.
     """
 
@@ -27,7 +30,7 @@ class Batch(NamedTuple):
     Attributes:
         inputs: (B, N, C) float for sets, (B, N) int64 token numbers for texts, whatever the backbone takes otherwise.
         mask: (B, N) bool, True where a token is real; None when every token is.
-        target: (B,) int64 class indices.
+        target: (B,) int64 class indices, or UNCOUNTED.
         index: (B,) int64, the place of each sample in its split (names and order survive batching and sharding).
     """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sinkformer_pl.batch import Sample
+from sinkformer_pl.batch import UNCOUNTED, Sample
 from sinkformer_pl.data.loading import ResumableLoader
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.errors import UserError
@@ -53,7 +53,8 @@ class LabelledDataset(Dataset[Sample], ABC):
         """Return a sample; a plain index, which Lightning's `overfit_batches` asks for, is its own seed."""
         if not isinstance(draw, Draw):
             draw = Draw(index=draw, seed=draw)
-        return Sample(self.inputs(draw), int(self.targets[draw.index]), draw.index)
+        target = int(self.targets[draw.index]) if draw.counted else UNCOUNTED
+        return Sample(self.inputs(draw), target, draw.index)
 
 
 class ClassificationData(pl.LightningDataModule, ABC):

@@ -18,10 +18,12 @@ class Draw(NamedTuple):
     Attributes:
         index: place of the sample in its split.
         seed: non-negative, below 2**63.
+        counted: False for a draw that is there only so that all processes take equally many steps.
     """
 
     index: int  # type: ignore[assignment]
     seed: int
+    counted: bool = True
 
 
 class EpochSampler(DistributedSampler):
@@ -34,7 +36,10 @@ class EpochSampler(DistributedSampler):
     a rank with a batch more than another would wait for it forever. With `lengths`, the samples of a batch, over all
     ranks, are of similar length: they are shuffled, sorted by length within windows of some batches, and the batches
     shuffled; an incomplete batch stays the last.
-    Evaluation: samples in order, each exactly once over all ranks (ranks may differ by one), whatever the epoch.
+    Evaluation, whatever the epoch: the batches of a single process, in order, dealt to the ranks in turn; so a sample
+    meets the same others for any number of ranks, and its outputs are the same to the last bit. Each sample is counted
+    exactly once. A rank that gets no batch in the last round draws one sample that isn't counted, since a model
+    that is divided over the ranks needs all of them at every step.
 
     Attributes:
         start: number of draws to leave out at the beginning of the epoch, 0 unless it goes on where it was cut off.
@@ -60,7 +65,7 @@ class EpochSampler(DistributedSampler):
             rank: this process's place, 0 <= rank < world_size.
             world_size: number of processes that share the split.
             lengths: of each sample of the split; without meaning for evaluation.
-            batch_size: draws per batch and process; without meaning where there are no `lengths`.
+            batch_size: draws per batch and process.
 
         Raises:
             UserError: training with fewer samples than ranks.
@@ -77,16 +82,30 @@ class EpochSampler(DistributedSampler):
         """Return this rank's number of draws in a whole epoch, the same every epoch."""
         if self.shuffle:
             return self.size // self.num_replicas
-        return len(range(self.rank, self.size, self.num_replicas))
+        own, idle = self._dealt()
+        return len(own) + idle
 
     def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]
         """Yield this rank's draws, from `start` on."""
         entropy = (self.seed, self.epoch if self.shuffle else 0)
         # Halved, since torch takes seeds as signed 64-bit integers.
         seeds = np.random.SeedSequence(entropy).generate_state(self.size, np.uint64) >> np.uint64(1)
-        order = self._shuffled(np.random.default_rng(entropy)) if self.shuffle else np.arange(self.size)
-        for index in order[self.rank :: self.num_replicas][self.start : len(self)].tolist():
+        if self.shuffle:
+            order, idle = self._shuffled(np.random.default_rng(entropy))[self.rank :: self.num_replicas], False
+            order = order[: len(self)]
+        else:
+            order, idle = self._dealt()
+        for index in order[self.start :].tolist():
             yield Draw(index, int(seeds[index]))
+        if idle:
+            yield Draw(0, int(seeds[0]), counted=False)
+
+    def _dealt(self) -> tuple[np.ndarray, bool]:
+        """This rank's samples of an evaluation, and whether it has no batch in the last round."""
+        order = np.arange(self.size)
+        batches = -(-self.size // self.batch_size)
+        idle = 0 < batches % self.num_replicas <= self.rank
+        return order[order // self.batch_size % self.num_replicas == self.rank], idle
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(self.size)

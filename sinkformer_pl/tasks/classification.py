@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from sinkformer_pl.batch import Batch
+from sinkformer_pl.batch import UNCOUNTED, Batch
 from sinkformer_pl.checkpoints import read_checkpoint
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.tasks.metrics import ExactMean
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -141,7 +142,7 @@ class Classifier(pl.LightningModule):
         """The loss of a batch, with label smoothing."""
         logits = self(batch.inputs, batch.mask)
         loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
-        self._update(self.train_metrics, loss.detach(), logits.detach(), batch)
+        self._update(self.train_metrics, loss.detach().expand(len(logits)), logits.detach(), batch.target)
         return loss * self._weight(len(batch.target), batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -154,7 +155,8 @@ class Classifier(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Class probabilities of a batch."""
-        return Prediction(batch.index, self(batch.inputs, batch.mask).float().softmax(-1))
+        counted = batch.target != UNCOUNTED
+        return Prediction(batch.index[counted], self(batch.inputs, batch.mask)[counted].float().softmax(-1))
 
     def on_train_epoch_end(self) -> None:
         """Log what was counted."""
@@ -203,14 +205,15 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, metrics: MetricCollection, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)
-        self._update(metrics, F.cross_entropy(logits, batch.target), logits, batch)
+        losses = F.cross_entropy(logits, batch.target, reduction="none", ignore_index=UNCOUNTED)
+        self._update(metrics, losses[batch.target != UNCOUNTED], logits, batch.target)
 
-    def _update(self, metrics: MetricCollection, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+    def _update(self, metrics: MetricCollection, losses: Tensor, logits: Tensor, target: Tensor) -> None:
         for name, metric in metrics.items(keep_base=True):
             if name == "loss":
-                metric.update(loss, weight=len(batch.target))
+                metric.update(losses)
             else:
-                metric.update(logits, batch.target)
+                metric.update(logits, target)
 
     def _log_epoch(self, metrics: MetricCollection) -> None:
         # Counted over all samples of all processes, so that no batch or rank weighs more than its samples.
@@ -237,13 +240,14 @@ class Classifier(pl.LightningModule):
 
 def _metrics(stage: str, num_classes: int) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
-        "loss": MeanMetric(),
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        # The steps of a training are too many to keep, and another number of processes is another training.
+        "loss": MeanMetric() if stage == "train" else ExactMean(),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNCOUNTED),
     }
     if stage != "train":
-        metrics["accuracy_macro"] = MulticlassAccuracy(num_classes, average="macro")
-        metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
+        metrics["accuracy_macro"] = MulticlassAccuracy(num_classes, average="macro", ignore_index=UNCOUNTED)
+        metrics["confusion"] = MulticlassConfusionMatrix(num_classes, ignore_index=UNCOUNTED)
     if stage == "test":
-        metrics["accuracy_class"] = MulticlassAccuracy(num_classes, average=None)
+        metrics["accuracy_class"] = MulticlassAccuracy(num_classes, average=None, ignore_index=UNCOUNTED)
     # Groups would share states between metrics by comparing their values at the first batch, a device sync.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)

@@ -1,5 +1,7 @@
 """Draws: complete, equal across ranks, reproducible."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,22 +16,37 @@ seeds = st.integers(0, 2**63 - 1)
 epochs = st.integers(0, 1000)
 
 
-def draws(size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool, world_size: int = 1) -> list[list[Draw]]:
+def batched(items: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def draws(
+    size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool, world_size: int = 1, batch_size: int = 1
+) -> list[list[Draw]]:
     ranks = []
     for rank in range(world_size):
-        sampler = EpochSampler(size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
+        sampler = EpochSampler(
+            size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size, batch_size=batch_size
+        )
         sampler.set_epoch(epoch)
         ranks.append(list(sampler))
         assert len(sampler) == len(ranks[-1])
     return ranks
 
 
-@given(sizes, seeds, epochs, worlds)
-def test_evaluation_draws_each_sample_once_over_all_ranks_whatever_the_epoch(size, seed, epoch, world_size):
-    ranks = draws(size, seed=seed, epoch=epoch, shuffle=False, world_size=world_size)
-    assert sorted(draw.index for rank in ranks for draw in rank) == list(range(size))
-    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
-    assert sorted(draw for rank in ranks for draw in rank) == draws(size, seed=seed, epoch=0, shuffle=False)[0]
+@given(sizes, seeds, epochs, worlds, st.integers(1, 8))
+def test_evaluation_deals_the_batches_of_a_single_process_to_ranks_in_step(size, seed, epoch, world_size, batch_size):
+    ranks = draws(size, seed=seed, epoch=epoch, shuffle=False, world_size=world_size, batch_size=batch_size)
+    alone = draws(size, seed=seed, epoch=0, shuffle=False)[0]
+    assert [draw.index for draw in alone] == list(range(size))
+    assert all(draw.counted for draw in alone)
+    steps = [list(batched(rank, batch_size)) for rank in ranks]
+    assert len({len(batches) for batches in steps}) == 1
+    dealt = [batch for step in zip(*steps, strict=True) for batch in step]
+    counted = [batch for batch in dealt if batch[0].counted]
+    assert counted == list(batched(alone, batch_size))
+    # Whoever has no batch in the last round takes one sample that isn't counted.
+    assert all(len(batch) == 1 and not batch[0].counted for batch in dealt[len(counted) :])
 
 
 @given(sizes, seeds, epochs, worlds)
