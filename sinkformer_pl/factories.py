@@ -30,11 +30,17 @@ def describe(factory: Callable[..., Any]) -> Spec:
     if not inspect.isclass(cls) or positional:
         raise TypeError(f"expected a class or functools.partial(class, name=value, ...), got {factory!r}")
     if inspect.isabstract(cls):
-        raise UserError(f"{cls.__name__} is abstract: name a concrete subclass of it")
+        raise UserError(abstract(cls))
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     arguments = {name: _plain(value, f"{cls.__name__}.{name}") for name, value in {**defaults, **given}.items()}
     return {"class_path": public_path(cls), "init_args": arguments}
+
+
+def abstract(cls: type) -> str:
+    """Say that a class can't be used, and why."""
+    missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+    return f"{cls.__name__} is abstract, it lacks {missing}: write that, or name a subclass that has it"
 
 
 def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:

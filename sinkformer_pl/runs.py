@@ -46,10 +46,13 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         path = folder / CHECKPOINTS / f"{wanted}.ckpt"
         if path.is_file():
             return path
-    raise UserError(
-        f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; say which run with --name and "
-        "--trainer.default_root_dir, or leave it out to train afresh"
+    others = {path.parents[2].name for path in root.glob(f"*/version_*/{CHECKPOINTS}/{wanted}.ckpt")}
+    remedy = (
+        f"give --name, one of {', '.join(sorted(others))}"
+        if others
+        else "train first, with fit and without --ckpt_path, or say with --trainer.default_root_dir where the runs are"
     )
+    raise UserError(f"--ckpt_path {wanted}: no {wanted}.ckpt under {root / name}; {remedy}")
 
 
 def root_of(checkpoint: Path) -> Path | None:

@@ -16,6 +16,9 @@ from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
 
+LISTS = ("--plugins", "--trainer.callbacks", "--trainer.logger", "--trainer.plugins")
+"""Options of which a user may want several."""
+
 KEPT_FOR_EVALUATION = ("name", "plugins", "seed_everything", "data", "model")
 
 
@@ -50,6 +53,9 @@ class Arguments:
         """
         command, *rest = argv
         configs, flags = split_off(rest, ("--config", "-c"))
+        for option in LISTS:
+            if len(split_off(flags, (option,))[0]) > 1:
+                raise UserError(f"{option} stands there twice, of which the last would count; add with {option}+=VALUE")
         arguments = cls(command, configs, flags, files=[_read_yaml(path) for path in configs])
         arguments.plugins = module_names(arguments.given("plugins"))
         wanted = arguments.given("ckpt_path")
@@ -147,6 +153,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(
             f"--config {path}: no such file{closest(path, beside)}; give a path from the folder in which you are"
         ) from None
+    except IsADirectoryError:
+        raise UserError(f"--config {path}: a folder; give a .yaml file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: can't be read ({error})") from None
     except RecursionError:

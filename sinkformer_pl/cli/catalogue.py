@@ -1,25 +1,20 @@
 """The table of normalizations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sinkformer_pl.cli.arguments import module_names
 from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.factories import parameters_of
-from sinkformer_pl.normalizations import AttentionNormalization, load_plugins, registered
+from sinkformer_pl.normalizations import AttentionNormalization, Guarantees, load_plugins, registered
 
 COLUMNS = {
     "rows": lambda promise: {"one": "sum to 1", "at most one": "at most 1", None: "-"}[promise.row_sums],
     "columns": lambda promise: "Q/K in the limit" if promise.unit_columns else "-",
-    "sparse": lambda promise: _yes(promise.sparse),
-    "equivariant": lambda promise: _yes(promise.equivariant),
-    "causal": lambda promise: _yes(promise.causal),
-    "forbidden pairs": lambda promise: _yes(promise.pairs),
-    "shape": lambda promise: "one set, tied" if promise.tied else "square" if promise.square else "any",
-    "cost": lambda promise: "linear" if promise.linear else "Q x K",
-    "training": lambda promise: "stochastic" if promise.stochastic else "deterministic",
+    "further": lambda promise: ", ".join(_further(promise)),
 }
 
 
@@ -35,19 +30,27 @@ def print_normalizations(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--plugins", default="", help="modules to import first, separated by commas")
     load_plugins(module_names(parser.parse_args(argv).plugins))
-    table = Table("normalization", *COLUMNS)
+    # Names are longer than a narrow terminal has room for.
+    table = Table(Column("normalization", overflow="fold"), *COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0))
     for name, cls in registered().items():
         table.add_row(f"{name}{_arguments(cls)}", *(column(cls.guarantees) for column in COLUMNS.values()))
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+def _further(promise: Guarantees) -> Iterator[str]:
+    for word, holds in (
+        ("sparse", promise.sparse),
+        ("any mask" if promise.pairs else "causal masks", promise.pairs or promise.causal),
+        ("order matters", not promise.equivariant),
+        ("one set, tied" if promise.tied else "as many queries as keys", promise.tied or promise.square),
+        ("linear cost", promise.linear),
+        ("random in training", promise.stochastic),
+    ):
+        if holds:
+            yield word
 
 
 def _arguments(cls: type[AttentionNormalization]) -> str:
     parameters = parameters_of(cls).values()
     return f"({', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name for p in parameters)})"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,11 @@ def run_compare(argv: Sequence[str]) -> None:
     trials = [Trial(arm, seed, folder, shared) for seed in seeds for arm in arms]
     _require_same(folder, arguments)
     if options.dry_run:
-        for trial in trials:
-            if not trial.done:
-                print(trial.line())
+        left = [trial for trial in trials if not trial.done]
+        for trial in left:
+            print(trial.line())
+        if not left:
+            print(f"nothing to do: all {len(trials)} runs in {folder} are done", file=sys.stderr)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +94,9 @@ def run_compare(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OptionParser(
         prog="python -m sinkformer_pl compare",
+        usage="python -m sinkformer_pl compare --config FILE --normalizations NAMES [--OPTION VALUE ...]",
         description="Train and test the same network under several normalizations and seeds; every other argument is "
-        "one of fit. What is done already isn't done again.",
+        "one of fit, --config FILE first of all. What is done already isn't done again.",
         allow_abbrev=False,
     )
     parser.add_argument(

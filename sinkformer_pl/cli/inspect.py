@@ -43,6 +43,7 @@ def run_inspect(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OptionParser(
         prog="python -m sinkformer_pl inspect",
+        usage="python -m sinkformer_pl inspect --ckpt_path PATH [--OPTION VALUE ...]",
         description="Write one HTML file that shows the attention of a checkpoint on a few samples: by layer, head and "
         "query, on the points, patches or tokens themselves. It opens without a network. Every other argument is one "
         "of test, --ckpt_path PATH first of all.",

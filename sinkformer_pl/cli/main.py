@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -25,7 +26,7 @@ usage: python -m sinkformer_pl COMMAND ...
   flow            attention as a gradient flow, and its heat limit: --config configs/flow.yaml
   benchmark       time Sinkhorn attention against fused softmax attention
 
-  COMMAND --help lists the options of a command."""
+  COMMAND --help lists the options of a command, --version says which version this is."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,6 +59,8 @@ def _for_users(error: Exception) -> str | None:
     text = str(error)
     if "No supported gpu backend" in text:
         return "trainer.accelerator gpu: PyTorch sees no GPU here; give --trainer.accelerator cpu, or leave it out"
+    if found := re.search(r"strategy `(\w+)` requires a GPU", text):
+        return f"trainer.strategy {found[1]}: it needs GPUs, and PyTorch sees none here; give --trainer.strategy ddp"
     # A loader's worker and a spawned process put a traceback around it.
     found = re.search(r"^sinkformer_pl\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
     if found:
@@ -68,6 +71,8 @@ def _for_users(error: Exception) -> str | None:
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
+    elif argv[0] == "--version":
+        print(f"sinkformer_pl {version('sinkformer_pl')}, torch {version('torch')}")
     elif argv[0] == "normalizations":
         from sinkformer_pl.cli.catalogue import print_normalizations
 

@@ -1,16 +1,16 @@
 """One line for a wrong argument, where the parser has fifty."""
 
-import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 
 import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import RunError, UserError
-from sinkformer_pl.factories import import_class, parameters_of
+from sinkformer_pl.factories import abstract, import_class, parameters_of
 from sinkformer_pl.models import Backbone
 from sinkformer_pl.normalizations import registered
 from sinkformer_pl.tasks import Schedule
@@ -33,6 +33,9 @@ KINDS = {
     "NoneType": "null",
     **dict.fromkeys(("list", "tuple", "Sequence"), "a list, such as [1, 2]"),
 }
+
+LIKE = 0.6
+"""How alike, of 1, two names must be for one to be a slip of the other."""
 
 CLASS_PATH = r"class_path'?[=: ]+'([\w.]+)'"
 
@@ -63,7 +66,9 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{match[1]} can't be set: it follows from {match[2]}; leave it out"
     if (match := re.search(r"Option '([\w.]+)' is not accepted", cause)) and (path := re.search(CLASS_PATH, cause)):
         return _unknown_argument(key, match[1], path[1])
-    if match := re.search(r"arguments? (?:are|is) required: (.*)", cause):
+    if match := re.search(r"arguments? (?:are|is) required: (.*?)(?:\. Got value: .*)?$", cause, re.MULTILINE):
+        if (path := re.search(CLASS_PATH, cause)) and import_class(path[1]) in PARTS.values():
+            return f"{key} {path[1]}: this is what all of them are; give one\n{_valid(key)[1]}"
         names = [name.strip() for name in match[1].split(",")]
         missing = ", ".join(f"{key}.{name}" if key else name.partition(".")[2] for name in names)
         return f"{missing} missing: give it as a flag, or a --config that has it"
@@ -78,6 +83,10 @@ def condense(message: str, options: Iterable[str]) -> str:
         return f"{key} {match[1]}: this class is no {match[2]}; give one that is"
     if "object has no attribute 'keys'" in cause:
         return f"{key}.init_args: expected lines 'name: value'"
+    if match := re.search(r"Importing '([\w.]+)' is not allowed", cause):
+        return f"{key} {match[1]}: it could run any code, so it isn't accepted; give a class made for this place"
+    if "instantiatable class, but is abstract" in cause:
+        return f"{key} {_abstract(_value(cause))}"
     kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", cause)
     kinds = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>\. Got value", cause) or kinds
     dotted = re.search(r"Expected a dot import path string: (\S+?)\.?(?:\s|$)", cause)
@@ -106,7 +115,11 @@ def _value(cause: str) -> str:
 
 
 def _unknown_key(key: str, options: Iterable[str]) -> str:
-    return f"{key}: no such option{closest(key, options)}"
+    if key.endswith((".yaml", ".yml")):
+        return f"{key}: a configuration is given by --config {key}"
+    options = [*options, *(f"data.{name}" for name in parameters_of(ClassificationData) if name != "classes")]
+    inner = {option.rpartition(".")[2]: option for option in [*options, "model.optimizer.lr"]}
+    return f"{key}: no such option{closest(key, options) or closest(key, inner, of=inner)}"
 
 
 def _unknown_argument(key: str, name: str, path: str) -> str:
@@ -115,18 +128,31 @@ def _unknown_argument(key: str, name: str, path: str) -> str:
     return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{closest(name, valid)}\n{listed}"
 
 
+def _abstract(name: str) -> str:
+    try:
+        return abstract(import_class(name))
+    except UserError:  # A name without its module.
+        return f"{name} is abstract: name a subclass of it"
+
+
 def _unknown_class(key: str, name: str, module: str | None = None) -> str:
-    part = key.rpartition(".")[2]
-    if part in NORMALIZATIONS:
-        valid, more = list(registered()), "the dotted path of a class, or one registered by --plugins MODULE"
-    else:
-        valid, more = [cls.__name__ for cls in _concrete(PARTS.get(part))], "the dotted path of a class"
-    listed = f"\nvalid: {', '.join(sorted(set(valid)))}; {more}" if valid else ""
+    valid, listed = _valid(key)
     if module is None:
         remedy = closest(name.rpartition(".")[2], valid)
     else:
         remedy = f": Python finds no module {module}; run from the folder that has it, or install it"
-    return f"{key} {name}: no class of this name{remedy}{listed}"
+    return f"{key} {name}: no class of this name{remedy}" + (f"\n{listed}" if listed else "")
+
+
+def _valid(key: str) -> tuple[list[str], str]:
+    """The classes that a key may name, and a line that lists them; nothing for a key that is unknown here."""
+    part = key.rpartition(".")[2]
+    if part in NORMALIZATIONS:
+        names, more = list(registered()), "the dotted path of a class, or one registered by --plugins MODULE"
+    else:
+        base = PARTS.get(part)
+        names, more = [cls.__name__ for cls in _concrete(base) if cls is not base], "the dotted path of a class"
+    return names, f"valid: {', '.join(sorted(set(names)))}; {more}" if names else ""
 
 
 def _concrete(base: type | None) -> list[type]:
@@ -142,11 +168,17 @@ def _arguments_of(path: str) -> list[str]:
     return [name for name in parameters_of(import_class(path)) if name not in ("normalization", "classes", "params")]
 
 
-def closest(name: str, valid: Iterable[str]) -> str:
-    """Say "; did you mean X?" for the valid name that is most like this one, or nothing."""
-    by_lower = {option.lower(): option for option in valid}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[found[0]]}?" if found else ""
+def closest(name: str, valid: Iterable[str], of: Mapping[str, str] | None = None) -> str:
+    """Say "; did you mean X?" for the valid name that is most like this one, or nothing.
+
+    Args:
+        name: what was given.
+        valid: what it may mean.
+        of: what to say for each of these, themselves by default.
+    """
+    likeness = {option: SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in valid}
+    best = max(likeness, key=likeness.__getitem__, default="")
+    return f"; did you mean {of[best] if of else best}?" if likeness.get(best, 0) >= LIKE else ""
 
 
 def raise_with_remedy(error: RuntimeError) -> None:

@@ -6,11 +6,14 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
 from sinkformer_pl.cli.messages import condense, not_settings, root_cause
 from sinkformer_pl.errors import UserError
+
+# Of what runs commands or code nothing is even imported.
+set_parsing_settings(import_path_denylist=[])
 
 
 class Parser(LightningArgumentParser):

@@ -1,7 +1,8 @@
-"""What Lightning says and nobody can act on."""
+"""What Lightning says and nobody can act on, and warnings in a line."""
 
 import logging
 import warnings
+from typing import Any
 
 
 def quieten() -> None:
@@ -22,5 +23,15 @@ def quieten() -> None:
         # Metrics are reduced over the processes before they are logged.
         ".*sync_dist=True.*",
         ".*torch.jit.script.*",
+        # A run that goes on has its folder, and a new one its own best checkpoint.
+        "Checkpoint directory .* exists and is not empty",
+        "The dirpath has changed from",
     ):
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = _in_one_line
+
+
+def _in_one_line(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> str:
+    # Where it was raised says something to developers alone, whose warnings have categories of their own.
+    where = "" if category is UserWarning else f"{filename}: {category.__name__}: "
+    return f"warning: {where}{' '.join(str(message).split())}\n"

@@ -13,11 +13,9 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 
-from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks import (
     AppendingCSVLogger,
     LastCheckpoint,
@@ -40,17 +38,17 @@ from sinkformer_pl.checkpoints import (
 )
 from sinkformer_pl.checkpoints.plugin import use_verified
 from sinkformer_pl.cli.arguments import Arguments
+from sinkformer_pl.cli.beforehand import require_reachable_validation, require_sensible, try_samples
 from sinkformer_pl.cli.messages import closest, condense, raise_with_remedy, root_cause
 from sinkformer_pl.cli.parser import Parser
 from sinkformer_pl.cli.processes import require_others
 from sinkformer_pl.cli.quiet import quieten
-from sinkformer_pl.cli.trainer_arguments import require_reachable_validation, require_sensible
+from sinkformer_pl.cli.run_options import add_run_options, described, explain
 from sinkformer_pl.data import ClassificationData
-from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT, folder_for, require_name
+from sinkformer_pl.runs import CHECKPOINTS, DEFAULT_ROOT, folder_for, require_name
 from sinkformer_pl.tasks import Classifier
 
 
@@ -101,7 +99,6 @@ class TrainingCLI(LightningCLI):
     def __init__(self, arguments: Arguments, signals: StopSignals) -> None:
         self.arguments = arguments
         self.signals = signals
-        self.checkpointing: ModelCheckpoint | None = None
         super().__init__(
             Classifier,
             ClassificationData,
@@ -109,39 +106,19 @@ class TrainingCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": DEFAULT_ROOT},
+            # A line of ours says how large the model is.
+            trainer_defaults={"default_root_dir": DEFAULT_ROOT, "enable_model_summary": False},
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False, arguments.command: {"allow_abbrev": False}},
+            parser_kwargs={
+                "allow_abbrev": False,
+                arguments.command: {"allow_abbrev": False, **described(arguments.command)},
+            },
             args=arguments.ordered(),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours beside trainer, model and data."""
-        parser.add_argument("--name", type=str, default=DEFAULT_NAME, help="Name of the run, and of its folder.")
-        parser.add_argument(
-            "--plugins",
-            type=str | list[str],
-            default=[],
-            help="Modules with your own classes, imported first: --plugins a,b",
-        )
-        parser.add_argument(
-            "--monitor",
-            type=str,
-            default="val/accuracy",
-            help="What best.ckpt is best in: the highest, or the lowest if the name has 'loss' in it.",
-        )
-        parser.add_argument(
-            "--require_finite",
-            type=bool,
-            default=True,
-            help="Stop at the step whose loss or gradients aren't finite, before they change the weights.",
-        )
-        parser.add_argument(
-            "--checkpoint_every",
-            type=int | str | None,
-            default=None,
-            help="Write last.ckpt within epochs, too: every so many optimizer steps (500), or so often (90s, 10min).",
-        )
+        add_run_options(parser)
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -162,6 +139,11 @@ class TrainingCLI(LightningCLI):
         """Only the command at hand: to build a parser for each would take seconds."""
         skipped = super().subcommands()[self.arguments.command]
         return {self.arguments.command: skipped | {"weights_only", "return_predictions"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        explain(parser, subcommand)
+        return parser
 
     def before_instantiate_classes(self) -> None:
         """Let the task build its parts from plain data: one way, from here, from a checkpoint and from Python."""
@@ -203,8 +185,7 @@ class TrainingCLI(LightningCLI):
         if fitting and logger:
             callbacks.append(LearningRateMonitor())
         if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            self.checkpointing = self._checkpointing(validating=config["limit_val_batches"] != 0)
-            callbacks += [self.checkpointing, self._last_checkpoint()]
+            callbacks += [self._best_checkpoint(validating=config["limit_val_batches"] != 0), self._last_checkpoint()]
         if self.arguments.command == "predict":
             callbacks.append(PredictionWriter(self.folder))
         trainer = super().instantiate_trainer(
@@ -233,17 +214,17 @@ class TrainingCLI(LightningCLI):
     @rank_zero_only
     def after_fit(self) -> None:
         """Say what came out, and where it is."""
-        best = self.checkpointing.best_model_path if self.checkpointing else ""
-        if best and Path(best).is_file():
+        best = self.folder / CHECKPOINTS / "best.ckpt"
+        if best.is_file():
             checkpoint = read_checkpoint(best)
             table = Table("best checkpoint", f"epoch {checkpoint['epoch']}")
             for name, value in sorted(checkpoint[METRICS_KEY].items()):
                 table.add_row(name, f"{value:.4f}")
             Console().print(table)
-        elif not best:
+        elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             _say("no checkpoint was written: nothing was validated, or checkpoints are off")
         for what, path in (
-            ("best", self.folder / CHECKPOINTS / "best.ckpt"),
+            ("best", best),
             ("last", self.folder / CHECKPOINTS / "last.ckpt"),
             ("logs", self.folder / "metrics.csv"),
             ("config", self.folder / "config.yaml"),
@@ -304,7 +285,7 @@ class TrainingCLI(LightningCLI):
         tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
         return [AppendingCSVLogger(self.folder), tensorboard]
 
-    def _checkpointing(self, *, validating: bool) -> ModelCheckpoint:
+    def _best_checkpoint(self, *, validating: bool) -> ModelCheckpoint:
         monitor = self._get(self.config, "monitor") if validating else None
         if monitor is not None and monitor not in Classifier.monitors:
             raise UserError(
@@ -348,15 +329,6 @@ class TrainingCLI(LightningCLI):
                     raise
                 self.trainer = self.instantiate_trainer()
 
-    def _try_samples(self) -> None:
-        """Pass a few samples through the network, for what it says of data that it wasn't built for."""
-        used = {"fit": ("train", "val"), "validate": ("val",)}.get(self.arguments.command, ("test",))
-        with isolate_rng(), evaluating(self.model):
-            for dataset in (self.datamodule.datasets[split] for split in used):
-                for place in dataset.extremes:
-                    batch = collate([dataset[place]])
-                    self.model(batch.inputs, batch.mask)
-
     @rank_zero_only
     def _begin(self, doing: str) -> None:
         """Read the data before anything is written: what is wrong with them is then said first, and leaves no trace."""
@@ -365,7 +337,7 @@ class TrainingCLI(LightningCLI):
         self.datamodule.setup(self.arguments.command)
         if self.arguments.command == "fit":
             require_reachable_validation(self.trainer, len(self.datamodule.train_dataloader()))
-        self._try_samples()
+        try_samples(self.model, self.datamodule, self.arguments.command)
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._make_folder()
@@ -382,9 +354,12 @@ class TrainingCLI(LightningCLI):
             for key, (was, wanted) in differing(saved, self.model.hparams).items()
             if key.partition(".")[0] != "normalization"
         )
-        _say(f"{doing} under {now}{before}{changed}; folder {self.folder}")
+        where = "nothing is kept" if self.trainer.fast_dev_run else f"folder {self.folder}"  # type: ignore[attr-defined]
+        _say(f"{doing} under {now}{before}{changed}; {where}")
         sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in self.datamodule.datasets.items())
         _say(f"{type(self.datamodule).__name__}: {self.datamodule.num_classes} classes; {sizes}")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        _say(f"{type(self.model.backbone).__name__} with its head: {parameters:,} parameters")
 
 
 @rank_zero_only

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -53,12 +53,14 @@ class LabelledDataset(Dataset[Sample], ABC):
         """Return a sample; a plain index, which Lightning's `overfit_batches` asks for, is its own seed."""
         if not isinstance(draw, Draw):
             draw = Draw(index=draw, seed=draw)
-        target = int(self.targets[draw.index]) if draw.counted else UNCOUNTED
-        return Sample(self.inputs(draw), target, draw.index)
+        inputs = self.inputs(draw)
+        if not isinstance(inputs, Tensor):
+            raise UserError(f"{type(self).__name__}.inputs: gave a {type(inputs).__name__}; return a tensor")
+        return Sample(inputs, int(self.targets[draw.index]) if draw.counted else UNCOUNTED, draw.index)
 
 
 class ClassificationData(pl.LightningDataModule, ABC):
-    """Base of all data: a subclass passes its class names to `__init__` and writes `make_datasets`.
+    """Samples of some classes in three splits; a subclass passes class names to `__init__`, writes `make_datasets`.
 
         class MyData(ClassificationData):
             def __init__(self, root: str, **kwargs: Any) -> None:
@@ -135,15 +137,28 @@ class ClassificationData(pl.LightningDataModule, ABC):
         """Fill `datasets`, all three splits whatever the stage; once, however often Lightning asks.
 
         Raises:
-            UserError: a split without samples. A class without samples in a split is only warned about.
+            UserError: a split that is missing or without samples, or a target that is no class. A class without
+                samples in a split is only warned about.
         """
         if self.datasets:
             return
-        datasets = dict(self.make_datasets())
+        datasets = self.make_datasets()
+        if not isinstance(datasets, Mapping) or not all(
+            isinstance(datasets.get(split), LabelledDataset) for split in get_args(Split)
+        ):
+            raise UserError(
+                f"{type(self).__name__}.make_datasets: return a dictionary with a LabelledDataset for each of "
+                f"{', '.join(get_args(Split))}"
+            )
         for split, dataset in datasets.items():
             if not len(dataset):
                 remedy = "data to test on" if split == "test" else "more data or another data.val_fraction"
                 raise UserError(f"the {split} split has no samples: give {remedy}")
+            for target in {int(dataset.targets.min()), int(dataset.targets.max())} - {*range(self.num_classes)}:
+                raise UserError(
+                    f"{type(self).__name__}: a target of the {split} split is {target}; give places in its classes, "
+                    f"0 to {self.num_classes - 1}"
+                )
             counts = torch.bincount(dataset.targets, minlength=self.num_classes)
             absent = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
             if absent:
@@ -152,7 +167,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
                     f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}",
                     stacklevel=2,
                 )
-        self.datasets = datasets
+        self.datasets = dict(datasets)
 
     def names(self, split: Split) -> Sequence[str]:
         """Return the name of each sample of a split, in the order of `Batch.index`; after `setup`."""

@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         schedule: makes the learning-rate schedule, stepped after each optimizer step.
 
     Raises:
-        ValueError: a number out of range, here or in the network.
+        ValueError: a number out of range, here or in the network; a backbone without `out_dim`.
         TypeError: a factory that isn't a class, a `functools.partial` of one, or their saved form.
     """
 
@@ -106,6 +106,9 @@ class Classifier(pl.LightningModule):
         )
         self.label_smoothing = label_smoothing
         self.backbone = make_backbone(make_normalization)
+        if not isinstance(getattr(self.backbone, "out_dim", None), int):
+            name = type(self.backbone).__name__
+            raise UserError(f"{name}: no out_dim; set self.out_dim, the width of its features, in {name}.__init__")
         self.head = nn.Linear(self.backbone.out_dim, num_classes)
         self.train_metrics = _metrics("train", num_classes)
         self.val_metrics = _metrics("val", num_classes)
@@ -135,8 +138,18 @@ class Classifier(pl.LightningModule):
         return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens."""
-        return self.head(self.backbone(inputs, mask))
+        """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens.
+
+        Raises:
+            UserError: features that aren't (B, out_dim).
+        """
+        features = self.backbone(inputs, mask)
+        if features.shape != (len(inputs), self.backbone.out_dim):
+            raise UserError(
+                f"{type(self.backbone).__name__}.forward: features of shape {tuple(features.shape)}; give "
+                f"{(len(inputs), self.backbone.out_dim)}, a row of out_dim numbers for each sample"
+            )
+        return self.head(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, with label smoothing."""

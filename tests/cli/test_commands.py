@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +155,10 @@ def test_precedence_is_yaml_then_checkpoint_then_flags(tiny, run, tmp_path):
 
 
 def test_last_goes_on_in_its_folder_and_is_an_error_without_one(tiny, run, fail, tmp_path):
-    assert "no last.ckpt" in fail("fit", "--config", tiny, "--ckpt_path", "last")
+    assert "train first, with fit and without --ckpt_path" in fail("fit", "--config", tiny, "--ckpt_path", "last")
     run("fit", "--config", tiny)
+    message = fail("test", "--ckpt_path", "best", "--name", "tinny")
+    assert "no best.ckpt under runs/tinny; give --name, one of tiny" in message
     run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["version_0"]
     rows = list(csv.DictReader((tmp_path / "runs/tiny/version_0/metrics.csv").open()))
@@ -195,7 +199,9 @@ def test_runs_without_logger_validation_or_checkpoints(tiny, run, tmp_path):
     assert (tmp_path / "runs/tiny/version_2/checkpoints/last.ckpt").is_file()
     assert "no checkpoint" in run("fit", "--config", tiny, "--trainer.enable_checkpointing", "false")
     assert not (tmp_path / "runs/tiny/version_3/checkpoints").exists()
-    run("fit", "--config", tiny, "--trainer.fast_dev_run", "true")
+    printed = run("fit", "--config", tiny, "--trainer.fast_dev_run", "true")
+    assert "nothing is kept" in printed
+    assert "version_4" not in printed
     assert not (tmp_path / "runs/tiny/version_4").exists()
 
 
@@ -257,7 +263,9 @@ def test_normalizations_lists_arguments_and_guarantees(run, tmp_path, monkeypatc
     printed = run("normalizations")
     assert "Sinkhorn(n_iters=3)" in printed
     assert "Softmax()" in printed
-    assert "Q/K in the limit" in printed
+    assert re.search(r"Sinkhorn\(n_iters=3\) +sum to 1 +Q/K in the limit", printed)
+    assert re.search(r"Entmax15\(\) +sum to 1 +- +sparse, any mask", printed)
+    assert re.search(r"SymmetricSinkhorn\(n_iters=3\) .*one set, tied", printed)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "listed_plugin.py").write_text(PLUGIN.replace("Tempered", "Listed"))
     assert "Listed(temperature=1.0)" in run("normalizations", "--plugins", "listed_plugin")
@@ -265,6 +273,31 @@ def test_normalizations_lists_arguments_and_guarantees(run, tmp_path, monkeypatc
 
 def test_help_lists_the_commands(run):
     assert all(command in run("--help") for command in ("fit", "validate", "test", "predict", "normalizations"))
+    assert run("--version").startswith(f"sinkformer_pl {version('sinkformer_pl')}, torch {torch.__version__[:4]}")
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("fit", "--config FILE"),
+        ("test", "--ckpt_path PATH"),
+        ("compare", "--config FILE --normalizations NAMES"),
+        ("inspect", "--ckpt_path PATH"),
+    ],
+)
+def test_help_of_a_command_begins_with_what_it_needs(capsys, command, needed):
     with pytest.raises(SystemExit) as exit_:
-        run("fit", "--help")
+        main([command, "--help"])
     assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: python -m sinkformer_pl {command} {needed} [--OPTION VALUE ...]\n")
+    # A checkpoint knows its network.
+    assert ("(required" in printed) == (command == "fit")
+
+
+def test_a_warning_is_one_line(tiny, tmp_path):
+    (tmp_path / "warner.py").write_text("import warnings\n\nwarnings.warn('this\\n  and that')\n")
+    command = [sys.executable, "-m", "sinkformer_pl", "fit", "--config", tiny, "--plugins", "warner"]
+    done = subprocess.run([*command, "--trainer.fast_dev_run", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert "warning: this and that" in done.stderr.splitlines()
+    assert "warn(" not in done.stderr

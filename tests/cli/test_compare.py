@@ -119,6 +119,10 @@ def test_what_is_done_isnt_done_again_and_seeds_can_be_added(compared, monkeypat
     main(argv)
     assert "6 of them done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.ckpt")} == before
+    main([*argv, "--dry-run"])
+    done = capsys.readouterr()
+    assert not done.out
+    assert "nothing to do: all 6 runs" in done.err
     argv[argv.index("3,4")] = "3,4,5"
     main([*argv, "--dry-run"])
     lines = capsys.readouterr().out.splitlines()

@@ -48,9 +48,23 @@ import yaml
         ),
         (["--data", "nowhere.Data"], ["data nowhere.Data: no class of this name: Python finds no module nowhere"]),
         (["--trainer.callbacks", "EarlyStoping"], ["no class of this name; did you mean EarlyStopping?"]),
+        (["--epochs", "2"], ["epochs: no such option; did you mean trainer.max_epochs?"]),
+        (["--lr", "2"], ["lr: no such option; did you mean model.optimizer.lr?"]),
+        (["--batch_size", "2"], ["batch_size: no such option; did you mean data.batch_size?"]),
+        (["other.yaml"], ["other.yaml: a configuration is given by --config other.yaml"]),
+        (["--model.optimizer", "Optimizer"], ["this is what all of them are; give one", "valid: ASGD, Adadelta"]),
+        (
+            ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks", "DeviceStatsMonitor"],
+            ["twice, of which the last would count; add with --trainer.callbacks+=VALUE"],
+        ),
+        (["--data", "ClassificationData"], ["is abstract"]),
+        (
+            ["--trainer.accelerator", "cpu", "--trainer.strategy", "fsdp"],
+            ["trainer.strategy fsdp: it needs GPUs", "give --trainer.strategy ddp"],
+        ),
         (["--config", "tinny.yaml"], ["tinny.yaml: no such file; did you mean tiny.yaml?"]),
         (["--config"], ["--config", "needs a value"]),
-        (["--config", "."], ["--config .", "can't be read"]),
+        (["--config", "."], ["--config .", "a folder; give a .yaml file in it"]),
         (["--ckpt_path", "."], ["--ckpt_path .", "a folder"]),
         (["--model.normalization", "sinkformer_pl.normalizations.Sinkhrn"], ["did you mean", "Softmax"]),
         (["--model.normalization", "null"], ["model.normalization"]),
@@ -103,11 +117,19 @@ CODE = "{class_path: os.system, init_args: {command: touch owned}}"
         ("model: !!python/object/apply:os.system [touch owned]", ["line 1", "python/object"]),
         ("name: !!python/name:os.system", ["line 1", "python/name", "plain values"]),
         ("data: !!python/object:sinkformer_pl.data.Digits {}", ["line 1", "python/object", "plain values"]),
-        (f"model: {{optimizer: {CODE}}}", ["model.optimizer os.system: this is no class"]),
-        (f"model: {{backbone: {{init_args: {{pooling: {CODE}}}}}}}", ["model.backbone.pooling os.system: this is no"]),
+        (f"model: {{optimizer: {CODE}}}", ["model.optimizer os.system: it could run any code"]),
+        ("model: {optimizer: {class_path: json.dumps}}", ["model.optimizer json.dumps: this is no class"]),
+        (
+            f"model: {{backbone: {{init_args: {{pooling: {CODE}}}}}}}",
+            ["pooling os.system: it could run"],
+        ),
         (
             f"trainer: {{callbacks: [{{class_path: LambdaCallback, init_args: {{on_fit_start: {CODE}}}}}]}}",
-            ["no class"],
+            ["on_fit_start os.system: it could run any code"],
+        ),
+        (
+            "trainer: {callbacks: [{class_path: LambdaCallback, init_args: {on_fit_start: {class_path: json.dumps}}}]}",
+            ["on_fit_start json.dumps: this is no class"],
         ),
         ("model: {backbone: {class_path: torch.nn.Linear}}", ["model.backbone torch.nn.Linear: this class is no Back"]),
         (
@@ -335,9 +357,11 @@ def test_checkpoints_that_name_what_they_may_not_or_what_is_gone(tiny, run, fail
     function = yaml.safe_load(CODE)
     process = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "owned"]}}
     for part, spec, expected in (
-        ("optimizer", function, "model.optimizer os.system: this is no class"),
-        ("schedule", function, "model.schedule os.system: this is no class"),
-        ("normalization", process, "model.normalization subprocess.Popen: this class is no AttentionNormalization"),
+        ("optimizer", function, "model.optimizer os.system: it could run any code"),
+        ("schedule", function, "model.schedule os.system: it could run any code"),
+        ("normalization", process, "model.normalization subprocess.Popen: it could run any code"),
+        ("optimizer", {"class_path": "json.dumps"}, "model.optimizer json.dumps: this is no class"),
+        ("normalization", {"class_path": "torch.nn.Linear"}, "Linear: this class is no AttentionNormalization"),
         ("normalization", {"class_path": "plugin.Gone"}, "model.normalization plugin.Gone: no class of this name"),
     ):
         torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], part: spec}}, "named.ckpt")

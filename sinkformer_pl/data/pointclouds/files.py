@@ -85,5 +85,7 @@ class PointClouds(PointCloudData):
         if self.download:
             return MODELNET_CLASSES[self.download]
         if not self.root.exists():
-            raise UserError(f"{self.root}: no such file or folder; give data.root, or data.download=ModelNet10")
+            raise UserError(
+                f"{self.root}: no such file or folder; set data.root to that of the clouds, or data.download=ModelNet10"
+            )
         raise UserError(f"{self.root}: no meshes; expected {LAYOUT}, or set data.download=ModelNet10")

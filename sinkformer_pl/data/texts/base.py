@@ -293,7 +293,7 @@ def read_utf8(path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; put it there, or correct data.root") from None
+        raise UserError(f"{path}: no such file; put it there, or correct data.root or the file's name") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:

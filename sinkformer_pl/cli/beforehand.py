@@ -1,11 +1,16 @@
-"""What Lightning's Trainer takes without a word, and fails by later or ignores."""
+"""What would fail in the course of a run, or be ignored, refused before anything is written."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.seed import isolate_rng
 
+from sinkformer_pl.batch import collate
+from sinkformer_pl.data import ClassificationData, Split
+from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.tasks import Classifier
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -56,3 +61,19 @@ def require_reachable_validation(trainer: pl.Trainer, batches: int) -> None:
             f"trainer.val_check_interval {interval}: an epoch has {batches} batches; give at most as many, or count "
             "over epochs with trainer.check_val_every_n_epoch null"
         )
+
+
+def try_samples(model: Classifier, data: ClassificationData, command: str) -> None:
+    """Pass a few samples through the network, for what it says of data that it wasn't built for.
+
+    Args:
+        model: the task.
+        data: set up.
+        command: whose splits the samples are from.
+    """
+    used: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+    with isolate_rng(), evaluating(model):
+        for dataset in (data.datasets[split] for split in used.get(command, ("test",))):
+            for place in dataset.extremes:
+                batch = collate([dataset[place]])
+                model(batch.inputs, batch.mask)
