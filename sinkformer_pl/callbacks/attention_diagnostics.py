@@ -140,15 +140,17 @@ class AttentionDiagnostics(pl.Callback):
         with isolate_rng():
             inputs, mask = (None if part is None else part.to(pl_module.device) for part in self._probe[:2])
             assert inputs is not None
-            spell = speller(getattr(trainer, "datamodule", None))
-            tokens = tokens_of(pl_module, inputs, mask, spell)
+            data = getattr(trainer, "datamodule", None)
+            names = getattr(data, "classes", None)
+            classes = [str(target if names is None else names[target]) for target in self._probe.target.tolist()]
+            tokens = tokens_of(pl_module, inputs, mask, speller(data))
             history = read_column_sums(self.folder / FOLDER / COLUMN_SUMS)
-            inputs_seen = pictures.draw_inputs(
-                layers, sides(pl_module, layers), tokens, f"attention that tokens receive, {when} (1 = even)"
-            )
+            maps_title = f"attention weights of a sample of class {classes[0]}\n{when}"
             figures = {
-                f"maps_epoch_{epoch}": pictures.draw_maps(layers, 0, f"attention weights of one sample, {when}"),
-                f"inputs_epoch_{epoch}": inputs_seen,
+                f"maps_epoch_{epoch}": pictures.draw_maps(layers, 0, maps_title),
+                f"inputs_epoch_{epoch}": pictures.draw_inputs(
+                    layers, sides(pl_module, layers), tokens, classes, f"attention that tokens receive, {when}"
+                ),
                 "column_sums": pictures.draw_column_sums(history, "column sums, epoch by epoch"),
             }
             for name, figure in figures.items():

@@ -22,7 +22,7 @@ from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks import AttentionDiagnostics
 from sinkformer_pl.cli import main
 from sinkformer_pl.data import Digits, Docstrings, ProceduralShapes
-from sinkformer_pl.diagnostics import attention_of, summary
+from sinkformer_pl.diagnostics import attention_of, pictures, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import MultiHeadAttention, SetTransformer, TextTransformer, VisionTransformer
@@ -159,6 +159,23 @@ def test_images_and_their_class_token(tmp_path, pooling):
     fit(tmp_path, data, network, Softmax, [AttentionDiagnostics()], epochs=1, logger=logger)
     assert (tmp_path / "attention/inputs_epoch_0.png").is_file()
     assert "attention/inputs" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+
+
+def test_pictures_name_classes_and_the_epoch_of_the_tables(tmp_path, monkeypatch):
+    drawn = {}
+    for name in ("draw_inputs", "draw_maps"):
+        real = getattr(pictures, name)
+        spy = lambda *args, name=name, real=real: drawn.update({name: args}) or real(*args)  # noqa: E731
+        monkeypatch.setattr(pictures, name, spy)
+    data = shapes()
+    fit(tmp_path, data, callbacks=[AttentionDiagnostics(samples=3)])
+    names = [data.classes[data.datasets["val"][index].target] for index in range(3)]
+    *_, classes, title = drawn["draw_inputs"]
+    assert classes == names
+    last = rows(tmp_path / "attention.csv")[-1]["epoch"]
+    assert title.endswith(f"after epoch {last}")
+    assert drawn["draw_maps"][-1] == f"attention weights of a sample of class {names[0]}\nafter epoch {last}"
+    assert (tmp_path / f"attention/inputs_epoch_{last}.png").is_file()
 
 
 def test_texts_under_a_learned_alpha(tmp_path):
