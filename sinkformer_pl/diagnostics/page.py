@@ -26,10 +26,10 @@ PIXELS = 256
 
 MEANINGS = {
     "row_sum_min": ("row sums, least", "how much a query attends in all"),
-    "row_sum_max": ("greatest", "how much a query attends in all"),
+    "row_sum_max": ("row sums, greatest", "how much a query attends in all"),
     "column_sum_min": ("column sums, least", "attention that a key receives, times K/Q; 1 is even"),
-    "column_sum_median": ("median", "attention that a key receives, times K/Q; 1 is even"),
-    "column_sum_max": ("greatest", "attention that a key receives, times K/Q; 1 is even"),
+    "column_sum_median": ("column sums, median", "attention that a key receives, times K/Q; 1 is even"),
+    "column_sum_max": ("column sums, greatest", "attention that a key receives, times K/Q; 1 is even"),
     "marginal_error": ("marginal error", "largest distance of a row or column sum from 1"),
     "entropy": ("entropy (nats)", "of the weights of a query, mean"),
     "relative_entropy": ("entropy / log K", "1 is even attention, 0 a single key"),
@@ -203,7 +203,7 @@ def _table(page: Page) -> dict[str, Any]:
     measured = [summary(layer.weights, layer.mask) for layer in page.layers]
     learned = [learned_parameters(layer.layer) for layer in page.layers]
     names = list(dict.fromkeys(name for found in learned for name in found))
-    rows = []
+    rows, count = [], len(page.samples)
     for number, (measures, parameters) in enumerate(zip(measured, learned, strict=True)):
         numbers = {**measures, **parameters}
         for head in range(page.layers[number].weights.shape[1]):
@@ -212,5 +212,6 @@ def _table(page: Page) -> dict[str, Any]:
     return {
         "columns": [*MEANINGS.values(), *((name, "learned, for each head") for name in names)],
         "rows": rows,
-        "note": f"Over {len(page.samples)} samples. Point at a column for what it means; click a row to see it above.",
+        "note": f"Over {count} sample{'' if count == 1 else 's'}. Point at a column for what it means; click a row to "
+        "see it above.",
     }

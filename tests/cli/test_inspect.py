@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,12 +35,12 @@ def decoded(layer):
     return torch.from_numpy(numbers).reshape(-1, layer["queries"], layer["keys"])
 
 
-def page_of(model, inputs, mask, path, spell=None):
+def page_of(model, inputs, mask, path, spell=None, **more):
     torch.manual_seed(0)
     layers = attention_of(model, inputs, mask)
     tokens = tokens_of(model, inputs, mask, spell)
     samples = [Sample(f"sample {i} </script>", "cat", "dog", 0.5, of) for i, of in enumerate(tokens)]
-    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(model, layers)), path)
+    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(model, layers), **more), path)
     return layers
 
 
@@ -123,8 +124,8 @@ def visit(browser, tmp_path):
     """Open the page of a model without a network; no script may fail."""
     errors, opened = [], []
 
-    def visit(model, inputs, mask=None, spell=None):
-        layers = page_of(model, inputs, mask, tmp_path / "page.html", spell)
+    def visit(model, inputs, mask=None, spell=None, **more):
+        layers = page_of(model, inputs, mask, tmp_path / "page.html", spell, **more)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(60_000)
         opened.append(page)
@@ -196,6 +197,57 @@ def test_points(visit):
     check(page, scatter.of_sample(1)[0, int(page.input_value("#query"))])
 
 
+PROJECTED = """(points) => {
+  const scene = document.getElementById("view")._fullLayout.scene._scene;
+  const times = (m, v) => [0, 1, 2, 3].map((row) => v.reduce((sum, value, i) => sum + m[4 * i + row] * value, 0));
+  const { view, projection, model } = scene.glplot.cameraParams;
+  return points.map((point) => {
+    const scaled = [...point.map((v, d) => v * scene.dataScale[d]), 1];
+    const [x, y, , w] = times(projection, times(view, times(model, scaled)));
+    return [x / w, y / w];
+  });
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 900, 420])
+def test_no_point_is_cut_off(visit, width):
+    torch.manual_seed(0)
+    clouds = torch.randn(1, 60, 3) * torch.tensor([4.0, 4.0, 0.2])
+    page, _ = visit(SetTransformer(Softmax, dim=8, num_heads=2, depth=1), clouds)
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.wait_for_timeout(1500)
+    places = np.abs(np.array(page.evaluate(PROJECTED, clouds[0].tolist())))
+    assert places.max() < 0.97
+    # Nor are they a heap in the middle.
+    assert places.max() > 0.5
+
+
+@pytest.mark.parametrize("low", [0.08, 0.0005])
+def test_ticks_say_what_they_mean_and_titles_lie_beside_them(visit, low):
+    torch.manual_seed(1)
+    model = SetTransformer(Softmax, dim=8, num_heads=2, depth=1, inducing_points=4)
+    history = {"pool.block.attention": {epoch: [low, 0.5, 2, 12] for epoch in range(2)}}
+    page, _ = visit(model, torch.randn(1, 20, 3), history=history)
+    # The pooling, whose one query is a row of its own.
+    page.select_option("#layer", "2")
+    page.check("#log")
+    page.wait_for_timeout(500)
+    ticks = page.evaluate("document.getElementById('sums')._fullLayout.yaxis._vals.map((tick) => [tick.x, tick.text])")
+    assert len(ticks) >= 4
+    for place, text in ticks:
+        assert float(text) == pytest.approx(10**place, rel=1e-3)
+    assert page.locator("#map .ytick text").all_text_contents() == ["0"]
+    bar = page.evaluate("document.getElementById('map')._fullData[0].colorbar")
+    for place, text in zip(bar["tickvals"], bar["ticktext"], strict=True):
+        assert float(text) == pytest.approx(10**place, rel=0.06)
+    for plot in ("map", "row", "sums"):
+        labels = [label.bounding_box() for label in page.locator(f"#{plot} .ytick text").all()]
+        title = page.locator(f"#{plot} .ytitle").bounding_box()
+        assert title["x"] + title["width"] < min(label["x"] for label in labels)
+        heights = sorted((label["y"], label["y"] + label["height"]) for label in labels)
+        assert all(above[1] <= below[0] + 1 for above, below in pairwise(heights))
+
+
 def click_in(page, selector, right, down):
     page.locator(selector).first.scroll_into_view_if_needed()
     box = page.locator(selector).first.bounding_box()
@@ -235,3 +287,16 @@ def test_words(visit):
     page.wait_for_function("document.getElementById('query').value === '3'")
     check(page, layer.of_sample(1)[:, 3].mean(0))
     assert page.locator(".words span.chosen").inner_text() == " <b>8"
+    even = 1 / 5
+    darkest = max(layer.of_sample(1)[:, 3].mean(0).max().item(), 2 * even)
+    caption = page.locator("#input-caption").inner_text()
+    low, high = re.search(r"White is (\S+), the darkest (\S+)\.$", caption).groups()
+    assert (float(low), float(high)) == (0, pytest.approx(darkest, rel=2e-3))
+
+
+def test_a_text_of_one_word(visit):
+    page, [layer] = visit(TextTransformer(Softmax, vocab_size=9, dim=8, num_heads=2, depth=1), torch.ones(1, 1).long())
+    check(page, layer.of_sample(0).mean((0, 1)))
+    for axis in ("x", "y"):
+        assert page.locator(f"#map .{axis}tick text").all_text_contents() == ["0"]
+    assert page.evaluate("document.getElementById('sums').data.at(-1).x") == [0, 1]
