@@ -70,7 +70,9 @@ def main() -> None:
             curves.plot(epochs, [float(row["val/accuracy"]) for row in rows], ".-", color=COLOURS[name], label=name)
             sums = received(models[name], batch.inputs, batch.mask)
             columns.semilogy(torch.linspace(0, 1, len(sums)), sums, color=COLOURS[name], label=name)
-        curves.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1), title="learning curve, one seed each")
+        curves.set(
+            xlabel="epochs trained", ylabel="validation accuracy", ylim=(0, 1), title="learning curve, one seed each"
+        )
         columns.set(xlabel="keys, sorted", ylabel="attention received (1 = even)", title="column sums, first layer")
         columns.axhline(1, color="grey", lw=0.6)
         for axes in (curves, columns):

@@ -30,7 +30,7 @@ def draw(results: Sequence[Result], metric: str, path: Path) -> None:
         for number, label in enumerate(labels):
             runs = [run.curves.get(name, {}) for run in results if run.trial.arm.label == label]
             _band(axes, [run for run in runs if run], f"C{number}", label)
-        axes.set(xlabel="epoch", title=name)
+        axes.set(xlabel="epochs trained", title=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     accuracies.legend(frameon=False, fontsize="small")
