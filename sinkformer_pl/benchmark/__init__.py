@@ -1,13 +1,15 @@
 """Speed and memory, always as ratios to a peer measured in the same run."""
 
 from sinkformer_pl.benchmark.attention import SUITES, Case, Result, measure
-from sinkformer_pl.benchmark.plans import compare_plans, published_step
+from sinkformer_pl.benchmark.plans import compare_plans
+from sinkformer_pl.benchmark.published import Published
 from sinkformer_pl.benchmark.timing import Times, interleaved
 from sinkformer_pl.benchmark.training import Step, Waiting, compare_steps, measure_waiting
 
 __all__ = [
     "SUITES",
     "Case",
+    "Published",
     "Result",
     "Step",
     "Times",
@@ -17,5 +19,4 @@ __all__ = [
     "interleaved",
     "measure",
     "measure_waiting",
-    "published_step",
 ]

@@ -102,7 +102,7 @@ def measure(
         repeats: interleaved repeats; the slow peers get two.
         device: "cpu" or "cuda".
         dtype: of the inputs.
-        published: the attention of a checkout of the published code, see `published_step`.
+        published: the attention of the published code, see `Published.attend`.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = [(case.heads, n, WIDTH) for n in (case.queries, case.keys, case.keys)]

@@ -1,15 +1,11 @@
-"""Other people's Sinkhorn: POT and geomloss for the plan, a checkout of the published Sinkformer code for attention."""
+"""The plan alone, beside POT's and geomloss's."""
 
 import importlib.util
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
 from sinkformer_pl.benchmark.timing import interleaved
-from sinkformer_pl.errors import UserError
 from sinkformer_pl.ops import sinkhorn_attention
 
 
@@ -43,29 +39,3 @@ def compare_plans(*, points: int, n_iters: int, repeats: int) -> dict[str, float
     with torch.no_grad():
         times = interleaved(functions, repeats=repeats, device="cpu")
     return {name: 1e3 * values.median for name, values in times.items()}
-
-
-def published_step(folder: str) -> Callable[..., torch.Tensor]:
-    """The attention of a checkout of github.com/michaelsdr/sinkformers, as (q, k, v, n_iters) -> output.
-
-    Raises:
-        UserError: the folder holds no such checkout.
-    """
-    path = Path(folder) / "set_transformer/set_transformer/layers.py"
-    if not path.is_file():
-        raise UserError(
-            f"--published {folder}: no set_transformer/set_transformer/layers.py in it; clone sinkformers there"
-        )
-    loader = SourceFileLoader("published_layers", str(path))
-    module = ModuleType(loader.name)
-    loader.exec_module(module)
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_iters: int) -> torch.Tensor:
-        def cost(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return -x.bmm(y.mT)
-
-        root = q.shape[-1] ** 0.25
-        plan = module.SinkhornDistance(eps=1, max_iter=n_iters, cost=cost)(q / root, k / root)[0]
-        return q.shape[-2] * plan.bmm(v)
-
-    return attend

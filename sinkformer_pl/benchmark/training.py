@@ -1,7 +1,6 @@
 """What a training step costs under Sinkhorn beside Softmax, and how long a training waits for its data."""
 
 import csv
-import importlib
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor, nn
 
+from sinkformer_pl.benchmark.published import Published, softmax_attention
 from sinkformer_pl.benchmark.timing import interleaved
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import NormalizationFactory, Sinkhorn, Softmax
+from sinkformer_pl.ops import sinkhorn_attention
 
 CLASSES = 40
 WIDTH, HEADS, INDUCING = 256, 4, 16
@@ -28,7 +29,7 @@ class Step:
     """One training step: forward, backward, Adam.
 
     Attributes:
-        name: of the network.
+        name: of the network, and of what its attention is.
         ms: median, in milliseconds.
         ratio: to the same network under Softmax in the same repeat, median.
         quartiles: of the ratio.
@@ -46,50 +47,63 @@ def compare_steps(
     points: int,
     repeats: int,
     device: str,
-    published: str | None = None,
+    published: Published | None = None,
     n_iters: Sequence[int] = (3, 21),
 ) -> list[Step]:
-    """Time steps of the published ModelNet40 network (Set Transformer, width 256, 4 heads, 16 inducing points), fp32.
+    """Time steps of a network for ModelNet40 (Set Transformer, width 256, 4 heads, 16 inducing points), fp32.
 
     Args:
         batch: clouds in a batch.
         points: points of each.
         repeats: interleaved repeats.
         device: "cpu" or "cuda".
-        published: folder of a checkout of github.com/michaelsdr/sinkformers, whose own network is timed on the same
-            batch then: it has one layer in each row-wise network where ours has two, and pools under Sinkhorn.
+        published: the published code. Its network of these sizes, which also pools under Sinkhorn, is then timed on
+            the same batch with fused softmax attention, with its own attention and with ours.
         n_iters: half-steps.
-
-    Raises:
-        UserError: the folder holds no such checkout.
     """
     torch.manual_seed(0)
     inputs = torch.randn(batch, points, 3, device=device)
     target = torch.randint(CLASSES, (batch,), device=device)
+    groups = [_ours(n_iters)]
+    if published is not None:
+        groups.append(_theirs(published, n_iters))
+    found = []
+    for networks in groups:
+        steps = {name: _step(network.to(device), inputs, target) for name, network in networks.items()}
+        times = interleaved(steps, repeats=repeats, device=device)
+        base = next(iter(times.values()))
+        for name, measured in times.items():
+            ratio, low, high = measured.ratio_to(base)
+            found.append(Step(name, 1e3 * measured.median, ratio, (low, high)))
+    return found
 
-    def ours(normalization: NormalizationFactory) -> nn.Module:
+
+def _ours(n_iters: Sequence[int]) -> dict[str, nn.Module]:
+    """Our network, Softmax first."""
+
+    def network(normalization: NormalizationFactory) -> nn.Module:
         backbone = SetTransformer(
-            normalization,
-            dim=WIDTH,
-            num_heads=HEADS,
-            inducing_points=INDUCING,
-            layer_norm="post",
-            pool_dropout=0.5,
+            normalization, dim=WIDTH, num_heads=HEADS, inducing_points=INDUCING, layer_norm="post", pool_dropout=0.5
         )
         return nn.Sequential(backbone, nn.Linear(WIDTH, CLASSES))
 
-    networks = {"Softmax": ours(Softmax)}
-    networks |= {f"Sinkhorn(n_iters={n})": ours(partial(Sinkhorn, n_iters=n)) for n in n_iters}
-    if published is not None:
-        make = _published_network(published)
-        networks |= {f"published code, {n} half-steps": make(n) for n in n_iters}
-    steps = {name: _step(network.to(device), inputs, target) for name, network in networks.items()}
-    times = interleaved(steps, repeats=repeats, device=device)
-    found = []
-    for name, measured in times.items():
-        ratio, low, high = measured.ratio_to(times["Softmax"])
-        found.append(Step(name, 1e3 * measured.median, ratio, (low, high)))
-    return found
+    return {"Softmax": network(Softmax)} | {
+        f"Sinkhorn(n_iters={n})": network(partial(Sinkhorn, n_iters=n)) for n in n_iters
+    }
+
+
+def _theirs(published: Published, n_iters: Sequence[int]) -> dict[str, nn.Module]:
+    """The published network, fused softmax attention first."""
+    network = partial(published.network, width=WIDTH, heads=HEADS, inducing=INDUCING, classes=CLASSES)
+    networks = {"published network, Softmax": network(attend=softmax_attention)}
+    for n in n_iters:
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, n_iters: int = n) -> Tensor:
+            return sinkhorn_attention(q, k, v, n_iters=n_iters, scale=scale)
+
+        networks[f"published network, its own attention, {n} half-steps"] = network(n_iters=n)
+        networks[f"published network, Sinkhorn(n_iters={n})"] = network(attend=attend)
+    return networks
 
 
 @dataclass(frozen=True)
@@ -142,17 +156,3 @@ def _step(network: nn.Module, inputs: Tensor, target: Tensor) -> Callable[[], ob
         optimizer.step()
 
     return step
-
-
-def _published_network(folder: str) -> Callable[[int], nn.Module]:
-    path = Path(folder) / "set_transformer"
-    if not (path / "set_transformer/models.py").is_file():
-        raise UserError(
-            f"--published {folder}: no set_transformer/set_transformer/models.py in it; clone sinkformers there"
-        )
-    sys.path.insert(0, str(path))
-    try:
-        models = importlib.import_module("set_transformer.models")
-    finally:
-        sys.path.remove(str(path))
-    return lambda n: models.ModelNetSink(dim_hidden=WIDTH, num_heads=HEADS, num_inds=INDUCING, n_it=n)

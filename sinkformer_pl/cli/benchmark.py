@@ -14,12 +14,12 @@ from rich.table import Table
 
 from sinkformer_pl.benchmark import (
     SUITES,
+    Published,
     Result,
     compare_plans,
     compare_steps,
     measure,
     measure_waiting,
-    published_step,
 )
 from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.errors import UserError
@@ -44,7 +44,7 @@ def run_benchmark(argv: Sequence[str]) -> None:
         )
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json}: its folder doesn't exist; make it first")
-    published = published_step(options.published) if options.published else None
+    published = Published(options.published) if options.published else None
     torch.set_num_threads(options.threads)
     console = Console() if Console().is_terminal else Console(width=160)
     machine = _machine(options)
@@ -53,7 +53,11 @@ def run_benchmark(argv: Sequence[str]) -> None:
     for suite in (name for name in suites if name in SUITES):
         results = [
             measure(
-                case, repeats=options.repeats, device=options.device, dtype=DTYPES[options.dtype], published=published
+                case,
+                repeats=options.repeats,
+                device=options.device,
+                dtype=DTYPES[options.dtype],
+                published=None if published is None else published.attend,
             )
             for case in SUITES[suite]
         ]
@@ -68,7 +72,7 @@ def run_benchmark(argv: Sequence[str]) -> None:
             console.print(table)
             record[f"plans_{points}"] = plans
     if options.training:
-        record["steps"], record["waiting"] = _measure_training(options, console)
+        record["steps"], record["waiting"] = _measure_training(options, published, console)
     if options.json:
         Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
         console.print(f"results: {options.json}")
@@ -104,16 +108,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _measure_training(options: argparse.Namespace, console: Console) -> tuple[list[object], list[object]]:
+def _measure_training(
+    options: argparse.Namespace, published: Published | None, console: Console
+) -> tuple[list[object], list[object]]:
     steps = compare_steps(
         batch=options.batch,
         points=options.points,
         repeats=options.repeats,
         device=options.device,
-        published=options.published,
+        published=published,
     )
     title = f"Set Transformer of width 256, {options.batch} clouds of {options.points} points, fp32"
-    table = Table(title, "ms a step", "ratio to Softmax", "quartiles")
+    table = Table(title, "ms a step", "ratio to its Softmax", "quartiles")
     for step in steps:
         table.add_row(step.name, f"{step.ms:.1f}", f"{step.ratio:.2f}", "{:.2f}-{:.2f}".format(*step.quartiles))
     console.print(table)

@@ -1,14 +1,16 @@
 """The benchmark runs and its figures are what they say. Times themselves aren't tested."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from sinkformer_pl.benchmark import SUITES, Case, Times, compare_plans, interleaved, measure, published_step
+from sinkformer_pl.benchmark import SUITES, Case, Published, Times, compare_plans, compare_steps, interleaved, measure
 from sinkformer_pl.benchmark.memory import peak_bytes
 from sinkformer_pl.cli import main
+from sinkformer_pl.ops import sinkhorn_attention
 
 
 @pytest.mark.parametrize("backend", ["auto", "streaming"])
@@ -61,8 +63,97 @@ def test_the_command_writes_json(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_without_the_published_code_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"layers\.py"):
-        published_step(str(tmp_path))
+    with pytest.raises(ValueError, match=r"models\.py"):
+        Published(str(tmp_path))
+
+
+PUBLISHED = {
+    "layers": """
+import torch
+class SinkhornDistance(torch.nn.Module):
+    def __init__(self, eps, max_iter, cost):
+        super().__init__()
+        self.max_iter, self.cost = max_iter, cost
+    def forward(self, x, y):
+        plan = (-self.cost(x, y)).exp()
+        for step in range(self.max_iter):
+            axis = -1 if step % 2 == 0 else -2
+            plan = plan / plan.sum(axis, keepdim=True) / plan.shape[-2 if axis == -1 else -1]
+        return plan, None, None, None
+""",
+    "modules": """
+import torch
+from torch import nn
+def dotmat(x, y):
+    return -x.bmm(y.transpose(1, 2))
+class MABSINK(nn.Module):
+    def __init__(self, dim_V, num_heads, sinkhorn):
+        super().__init__()
+        self.dim_V, self.num_heads, self.sinkhorn = dim_V, num_heads, sinkhorn
+        self.fc_q, self.fc_k, self.fc_v, self.fc_o = (nn.Linear(dim_V, dim_V) for _ in range(4))
+        self.ln0, self.ln1 = nn.LayerNorm(dim_V), nn.LayerNorm(dim_V)
+    def forward(self, x, y):
+        q, k, v = (torch.cat(t.chunk(self.num_heads, 2)) for t in (self.fc_q(x), self.fc_k(y), self.fc_v(y)))
+        plan = self.sinkhorn(q / self.dim_V**0.25, k / self.dim_V**0.25)[0]
+        x = self.ln0(torch.cat((q + plan.bmm(v)).chunk(self.num_heads), 2))
+        return self.ln1(x + self.fc_o(x).relu())
+""",
+    "models": """
+from torch import nn
+from set_transformer.layers import SinkhornDistance
+from set_transformer.modules import MABSINK, dotmat
+class ModelNetSink(nn.Module):
+    def __init__(self, dim_output, dim_hidden, num_heads, num_inds, n_it):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, dim_hidden), nn.Linear(dim_hidden, dim_output)
+        self.block = MABSINK(dim_hidden, num_heads, SinkhornDistance(1, n_it, dotmat))
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(self.block(x, x).mean(1))
+""",
+}
+"""The layout and the names of the published code, in a few lines."""
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Make what stands for a checkout, with a word of one of its files in the place of another."""
+
+    def make(old: str = "", new: str = "") -> Published:
+        folder = tmp_path / "set_transformer/set_transformer"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in PUBLISHED.items():
+            (folder / f"{name}.py").write_text(text.replace(old, new) if old else text)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "set_transformer"]:
+            monkeypatch.delitem(sys.modules, name)
+        return Published(str(tmp_path))
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield make
+    for name in [name for name in sys.modules if name.partition(".")[0] == "set_transformer"]:
+        del sys.modules[name]
+
+
+def test_the_published_network_is_timed_with_its_attention_and_with_ours(published):
+    peer = published()
+    q, k, v = (torch.randn(2, 9, 4, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(peer.attend(q, k, v, 3), sinkhorn_attention(q, k, v, n_iters=3))
+    steps = compare_steps(batch=2, points=20, repeats=1, device="cpu", published=peer, n_iters=[3])
+    assert [step.name for step in steps] == [
+        "Softmax",
+        "Sinkhorn(n_iters=3)",
+        "published network, Softmax",
+        "published network, its own attention, 3 half-steps",
+        "published network, Sinkhorn(n_iters=3)",
+    ]
+    assert [step.ratio == 1.0 for step in steps] == [True, False, True, False, False]
+
+
+def test_a_published_network_with_other_numbers_is_no_peer(published):
+    with pytest.raises(RuntimeError, match="its numbers differ"):
+        compare_steps(
+            batch=2, points=20, repeats=1, device="cpu", published=published("fc_o(x).relu()", "fc_o(x)"), n_iters=[3]
+        )
 
 
 def test_training_steps_and_the_wait_for_data(tmp_path, capsys, monkeypatch):
