@@ -13,11 +13,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from sinkformer_pl.batch import Batch
-from sinkformer_pl.callbacks.epoch_rows import append_rows, keep_before, read_rows
-from sinkformer_pl.callbacks.run_record import RunRecord
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.runs.epoch_rows import append_rows, keep_before, read_rows
+from sinkformer_pl.runs.record import RunRecord
 
 FILE = "attention.csv"
 FOLDER = "attention"

@@ -14,7 +14,7 @@ import yaml
 
 from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
+from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
 
 LISTS = ("--plugins", "--trainer.callbacks", "--trainer.logger", "--trainer.plugins")
 """Options of which a user may want several."""

@@ -19,7 +19,7 @@ from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs import DEFAULT_NAME, require_name
+from sinkformer_pl.runs.folders import DEFAULT_NAME, require_name
 
 RECORD = "comparison.json"
 

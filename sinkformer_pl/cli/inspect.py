@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from sinkformer_pl.batch import collate
-from sinkformer_pl.callbacks import StopSignals
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
-from sinkformer_pl.callbacks.loggers import read_curves
 from sinkformer_pl.checkpoints import METRICS_KEY
 from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.options import OptionParser
@@ -20,6 +18,8 @@ from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_pa
 from sinkformer_pl.diagnostics.tokens import sides, speller, tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
+from sinkformer_pl.runs import StopSignals
+from sinkformer_pl.runs.metrics_log import read_curves
 
 FILE = "inspect.html"
 

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
@@ -13,24 +13,9 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Table
 
-from sinkformer_pl.callbacks import (
-    AppendingCSVLogger,
-    LastCheckpoint,
-    PredictionWriter,
-    RequireFinite,
-    ResumeState,
-    RunRecord,
-    StepCosts,
-    Stopped,
-    StopSignals,
-)
+from sinkformer_pl.callbacks import RequireFinite
 from sinkformer_pl.checkpoints import (
-    METRICS_KEY,
-    differing,
-    read_checkpoint,
     require_classes,
     require_match,
     require_resumable,
@@ -44,11 +29,21 @@ from sinkformer_pl.cli.parser import Parser
 from sinkformer_pl.cli.processes import require_others
 from sinkformer_pl.cli.quiet import quieten
 from sinkformer_pl.cli.run_options import add_run_options, described, explain
+from sinkformer_pl.cli.screen import say, say_what_came_out, say_what_runs
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.factories import readable
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs import CHECKPOINTS, DEFAULT_ROOT, folder_for, require_name
+from sinkformer_pl.runs import (
+    AppendingCSVLogger,
+    LastCheckpoint,
+    PredictionWriter,
+    ResumeState,
+    RunRecord,
+    StepCosts,
+    Stopped,
+    StopSignals,
+)
+from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, require_name
 from sinkformer_pl.tasks import Classifier
 
 
@@ -68,7 +63,7 @@ def run_training(argv: Sequence[str], cli: Callable[[Arguments, StopSignals], ob
         with signals.handled():
             _run(argv, signals, cli or TrainingCLI)
     except Stopped as stopped:
-        _say(stopped.line, sys.stderr)
+        say(stopped.line, sys.stderr)
         raise
 
 
@@ -211,38 +206,22 @@ class TrainingCLI(LightningCLI):
         """Look at the data, and say what runs."""
         self._begin("predicting")
 
-    @rank_zero_only
     def after_fit(self) -> None:
         """Say what came out, and where it is."""
-        best = self.folder / CHECKPOINTS / "best.ckpt"
-        if best.is_file():
-            checkpoint = read_checkpoint(best)
-            table = Table("best checkpoint", f"epoch {checkpoint['epoch']}")
-            for name, value in sorted(checkpoint[METRICS_KEY].items()):
-                table.add_row(name, f"{value:.4f}")
-            Console().print(table)
-        elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _say("no checkpoint was written: nothing was validated, or checkpoints are off")
-        for what, path in (
-            ("best", best),
-            ("last", self.folder / CHECKPOINTS / "last.ckpt"),
-            ("logs", self.folder / "metrics.csv"),
-            ("config", self.folder / "config.yaml"),
-        ):
-            if path.exists():
-                _say(f"{what:7s} {path}")
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            say_what_came_out(self.folder)
 
     def after_validate(self) -> None:
         """Say where it is."""
-        _say(f"metrics: {self.folder / 'validate.json'}")
+        say(f"metrics: {self.folder / 'validate.json'}")
 
     def after_test(self) -> None:
         """Say where it is."""
-        _say(f"metrics and confusion matrix: {self.folder / 'test.json'}")
+        say(f"metrics and confusion matrix: {self.folder / 'test.json'}")
 
     def after_predict(self) -> None:
         """Say where it is."""
-        _say(f"predictions: {self.folder / 'predictions.csv'}")
+        say(f"predictions: {self.folder / 'predictions.csv'}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -312,11 +291,11 @@ class TrainingCLI(LightningCLI):
         epochs, steps = loops["epoch_progress"]["current"]["processed"], self.arguments.content["global_step"]
         most, most_steps = self.trainer.max_epochs, self.trainer.max_steps
         if most not in (None, -1) and epochs >= most:
-            _say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
+            say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
             # Lightning refuses fewer.
             self.trainer.fit_loop.max_epochs = epochs
         elif most_steps != -1 and steps >= most_steps:
-            _say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
+            say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
 
     def _make_folder(self) -> None:
         """Make the run's folder; if another run was quicker, take the next."""
@@ -345,26 +324,8 @@ class TrainingCLI(LightningCLI):
             raise UserError(
                 f"trainer.default_root_dir: can't make the folder {self.folder} ({error.strerror}); give another"
             ) from None
-        now = readable(self.model.hparams["normalization"])
-        saved = (self.arguments.content or {}).get("hyper_parameters", {})
-        trained = saved.get("normalization")
-        before = f", trained under {readable(trained)}" if trained and readable(trained) != now else ""
-        changed = "".join(
-            f"; {key} {wanted}, {was} in the checkpoint"
-            for key, (was, wanted) in differing(saved, self.model.hparams).items()
-            if key.partition(".")[0] != "normalization"
-        )
-        where = "nothing is kept" if self.trainer.fast_dev_run else f"folder {self.folder}"  # type: ignore[attr-defined]
-        _say(f"{doing} under {now}{before}{changed}; {where}")
-        sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in self.datamodule.datasets.items())
-        _say(f"{type(self.datamodule).__name__}: {self.datamodule.num_classes} classes; {sizes}")
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        _say(f"{type(self.model.backbone).__name__} with its head: {parameters:,} parameters")
-
-
-@rank_zero_only
-def _say(line: str, where: TextIO | None = None) -> None:
-    print(line, file=where, flush=True)
+        kept = None if self.trainer.fast_dev_run else self.folder  # type: ignore[attr-defined]
+        say_what_runs(doing, self.model, self.datamodule, self.arguments.content, kept)
 
 
 def _listed(callbacks: Any) -> list[pl.Callback]:

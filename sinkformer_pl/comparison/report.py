@@ -9,9 +9,9 @@ from pathlib import Path
 
 from scipy import stats
 
-from sinkformer_pl.callbacks.loggers import CURVES
 from sinkformer_pl.comparison.picture import draw
 from sinkformer_pl.comparison.results import Result
+from sinkformer_pl.runs.metrics_log import CURVES
 
 CONFIDENCE = 0.95
 

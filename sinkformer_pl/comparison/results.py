@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sinkformer_pl.callbacks.loggers import read_curves
-from sinkformer_pl.callbacks.run_record import FIT_RECORD
 from sinkformer_pl.comparison.trial import Trial
+from sinkformer_pl.runs.metrics_log import read_curves
+from sinkformer_pl.runs.record import FIT_RECORD
 
 Status = Literal["done", "resumed", "failed", "unfinished"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sinkformer_pl.callbacks.run_record import FIT_RECORD
 from sinkformer_pl.comparison.arms import Arm
-from sinkformer_pl.runs import CHECKPOINTS, versions
+from sinkformer_pl.runs.folders import CHECKPOINTS, versions
+from sinkformer_pl.runs.record import FIT_RECORD
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sinkformer_pl.callbacks import AppendingCSVLogger, LastCheckpoint, ResumeState, Stopped, StopSignals
-from sinkformer_pl.callbacks.resume_state import RESUME_KEY
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.runs import AppendingCSVLogger, LastCheckpoint, ResumeState, Stopped, StopSignals
+from sinkformer_pl.runs.resume_state import RESUME_KEY
 
 LARGER = ["--data.train_size", "80", "--data.batch_size", "16"]
 
@@ -25,7 +25,7 @@ def stopped(tiny, run, monkeypatch, capfd):
         return 15 if trainer.global_step == 2 else 0, late
 
     with monkeypatch.context() as patch:
-        patch.setattr("sinkformer_pl.callbacks.last_checkpoint._agreed", agreed)
+        patch.setattr("sinkformer_pl.runs.last_checkpoint._agreed", agreed)
         with pytest.raises(Stopped) as stopped:
             run("fit", "--config", tiny, *LARGER)
     assert stopped.value.code == 143
@@ -119,7 +119,7 @@ def test_the_interval_is_of_steps_or_of_time(tiny, run, monkeypatch, every, step
     assert written == steps
     clock = iter(range(0, 10**9, 40))
     passing = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("sinkformer_pl.callbacks.last_checkpoint.time", passing)
+    monkeypatch.setattr("sinkformer_pl.runs.last_checkpoint.time", passing)
     written.clear()
     run("fit", "--config", tiny, *LARGER, "--checkpoint_every", "1min")
     assert written == [1, 3, 5]

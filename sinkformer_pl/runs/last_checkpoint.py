@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from sinkformer_pl.callbacks.loggers import AppendingCSVLogger
-from sinkformer_pl.callbacks.signals import Stopped, StopSignals
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.runs.metrics_log import AppendingCSVLogger
+from sinkformer_pl.runs.signals import Stopped, StopSignals
 
 
 class LastCheckpoint(Checkpoint):

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from sinkformer_pl.callbacks.epoch_rows import append_rows, keep_before
+from sinkformer_pl.runs.epoch_rows import append_rows, keep_before
 
 COLUMNS = ("epoch", "steps", "seconds_per_step", "waiting", "peak_mb")
 
