@@ -139,6 +139,61 @@ def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+SIGNALLED = """
+import os
+import signal
+
+import pytorch_lightning as pl
+
+
+class Signalled(pl.Callback):
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def strike(self, trainer):
+        if trainer.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer, pl_module):
+        self.strike(trainer)
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.strike(trainer)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("moment", ["before the first step", "in a test"])
+def test_a_signal_to_one_process_ends_all_where_no_step_follows(folder, tmp_path, moment, rank):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    command = ["fit", "--config", str(CONFIG), "--trainer.num_sanity_val_steps", "2", *SMALL]
+    if moment == "in a test":
+        command = ["test", "--ckpt_path", str(folder / "runs/pointcloud/version_0/checkpoints/best.ckpt")]
+    callback = ["--plugins", "signalled", "--trainer.callbacks", "signalled.Signalled"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sinkformer_pl",
+            *command,
+            *callback,
+            "--trainer.callbacks.rank",
+            str(rank),
+            *TWO,
+            *QUIET,
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+    assert done.returncode != 0
+    assert done.stdout.count("stopped by SIGTERM") == 1, done.stdout
+    assert "Traceback" not in done.stdout
+
+
 SCRIPT = """
 import os
 from functools import partial

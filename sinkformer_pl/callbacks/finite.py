@@ -292,5 +292,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _kept(trainer: pl.Trainer) -> str:
-    paths = [path for callback in trainer.checkpoint_callbacks if (path := getattr(callback, "last_model_path", ""))]
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    paths = [path for callback in callbacks if (path := getattr(callback, "last_model_path", ""))]
     return f"The last good weights are in {paths[0]}" if paths else "No checkpoint was written before"

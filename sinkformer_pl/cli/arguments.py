@@ -14,7 +14,7 @@ import yaml
 
 from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, root_of
+from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder, root_of
 
 LISTS = ("--plugins", "--trainer.callbacks", "--trainer.logger", "--trainer.plugins")
 """Options of which a user may want several."""
@@ -74,7 +74,7 @@ class Arguments:
     @property
     def root(self) -> Path:
         """The folder of all runs."""
-        return Path(self.given("trainer", "default_root_dir") or DEFAULT_ROOT)
+        return local_folder(self.given("trainer", "default_root_dir") or DEFAULT_ROOT)
 
     def load_checkpoint(self) -> None:
         """Read the checkpoint, if there is one, and learn its plugins."""

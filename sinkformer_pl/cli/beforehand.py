@@ -1,16 +1,23 @@
 """What would fail in the course of a run, or be ignored, refused before anything is written."""
 
-from collections.abc import Mapping
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from sinkformer_pl.batch import collate
+from sinkformer_pl.cli.messages import closest
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.tasks import Classifier, Constant
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -21,8 +28,16 @@ LEAST = {
 }
 """The least value of arguments whose range nobody else checks."""
 
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+"""The splits that a command uses."""
 
-def require_sensible(arguments: Mapping[str, Any]) -> None:
+
+def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
     """Refuse arguments of the Trainer without a meaning.
 
     Raises:
@@ -41,26 +56,128 @@ def require_sensible(arguments: Mapping[str, Any]) -> None:
             "trainer.barebones true: it forbids the logs and checkpoints that a run here keeps; leave it out, and "
             "measure speed with the command benchmark"
         )
+    if command == "fit" and arguments["max_epochs"] == 0:
+        raise UserError("trainer.max_epochs 0: nothing would be trained; give 1 or more")
 
 
-def require_reachable_validation(trainer: pl.Trainer, batches: int) -> None:
-    """Refuse a validation after more batches than an epoch has.
+def require_sensible_callbacks(callbacks: Iterable[pl.Callback]) -> None:
+    """Refuse callbacks that can't work here, or that wait for a metric that there won't be.
+
+    Args:
+        callbacks: the user's.
+
+    Raises:
+        UserError: names the callback.
+    """
+    callbacks = list(callbacks)
+    # One of the user's own may log what it likes.
+    known = ("pytorch_lightning", "sinkformer_pl")
+    foreign = any(type(callback).__module__.partition(".")[0] not in known for callback in callbacks)
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise UserError(f"trainer.callbacks {name}: it can't set what is found; try values by hand instead")
+        if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is None:
+            raise UserError(
+                f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"
+            )
+        monitor = getattr(callback, "monitor", None)
+        steps = ("step", "epoch") if isinstance(callback, ModelCheckpoint) else ()
+        if isinstance(monitor, str) and not foreign and monitor not in steps:
+            require_metric(f"trainer.callbacks {name}.monitor", monitor)
+
+
+def require_metric(key: str, monitor: str) -> None:
+    """Refuse the name of a metric that isn't logged.
+
+    Raises:
+        UserError: names those that are.
+    """
+    if monitor not in Classifier.monitors:
+        raise UserError(
+            f"{key} {monitor}: no such metric{closest(monitor, Classifier.monitors)}; give one of "
+            f"{', '.join(Classifier.monitors)}"
+        )
+
+
+def require_launched(trainer: pl.Trainer) -> None:
+    """Refuse to wait for other machines on which nobody has started anything.
+
+    Raises:
+        UserError: names the argument.
+    """
+    unaided = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    if trainer.num_nodes > 1 and unaided and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
+        raise UserError(
+            f"trainer.num_nodes {trainer.num_nodes}: this is one machine; start it by torchrun or srun on all of them "
+            "(docs/scaling.md)"
+        )
+
+
+def require_batches(trainer: pl.Trainer, data: ClassificationData, command: str) -> None:
+    """Refuse limits under which a command does nothing, and a validation after more batches than an epoch has.
 
     Args:
         trainer: the trainer.
-        batches: what the training loader has.
+        data: set up.
+        command: what runs.
 
     Raises:
-        UserError: names both numbers.
+        UserError: names the argument and the number of batches.
     """
-    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    loaders = {"fit": data.train_dataloader, "validate": data.val_dataloader}
+    name = f"limit_{ {'fit': 'train', 'validate': 'val'}.get(command, command) }_batches"
+    limit, batches = getattr(trainer, name), len(loaders.get(command, data.test_dataloader)())
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if used == 0:
+        raise UserError(f"trainer.{name} {limit}: of {batches} batches none would be used; give more")
+    interval = getattr(trainer, "val_check_interval", None)
     within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches != 0
-    if within_epoch and isinstance(interval, int) and batches < interval:
+    if command == "fit" and within_epoch and isinstance(interval, int) and used < interval:
         raise UserError(
-            f"trainer.val_check_interval {interval}: an epoch has {batches} batches; give at most as many, or count "
+            f"trainer.val_check_interval {interval}: an epoch has {used} batches; give at most as many, or count "
             "over epochs with trainer.check_val_every_n_epoch null"
         )
+
+
+def require_end(trainer: pl.Trainer, model: Classifier) -> None:
+    """Refuse a schedule over a training whose length isn't known.
+
+    Raises:
+        UserError: names the schedule.
+    """
+    endless = trainer.max_epochs == -1 and trainer.max_steps == -1
+    name = model.hparams["schedule"]["class_path"].rpartition(".")[2]
+    if endless and name != Constant.__name__:
+        raise UserError(
+            f"model.schedule {name}: it spans the whole training, which has no end here; give trainer.max_epochs or "
+            "trainer.max_steps"
+        )
+
+
+def require_room(folder: Path) -> None:
+    """Try to write into the folder of a run.
+
+    Raises:
+        OSError: there is no permission, or no room.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(2**16))
+
+
+def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> int | None:
+    """The patience of an EarlyStopping that has ended the training of a checkpoint, None if none has.
+
+    Args:
+        trainer: with the callbacks of now.
+        checkpoint: what `read_checkpoint` gives.
+    """
+    stoppers: Sequence[Any] = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+    for callback in stoppers:
+        saved = checkpoint["callbacks"].get(callback.state_key, {})
+        if saved.get("wait_count", -math.inf) >= callback.patience:
+            return callback.patience
+    return None
 
 
 def try_samples(model: Classifier, data: ClassificationData, command: str) -> None:
@@ -71,9 +188,8 @@ def try_samples(model: Classifier, data: ClassificationData, command: str) -> No
         data: set up.
         command: whose splits the samples are from.
     """
-    used: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
     with isolate_rng(), evaluating(model):
-        for dataset in (data.datasets[split] for split in used.get(command, ("test",))):
+        for dataset in (data.datasets[split] for split in SPLITS[command]):
             for place in dataset.extremes:
                 batch = collate([dataset[place]])
                 model(batch.inputs, batch.mask)

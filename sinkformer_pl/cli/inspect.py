@@ -80,6 +80,9 @@ class InspectCLI(TrainingCLI):
             )
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser", flush=True)
 
+    def _keeps(self) -> bool:
+        return self.options.output is None
+
     def _page(self) -> Page:
         content, split = self.arguments.content, self.options.split
         assert content is not None

@@ -4,8 +4,10 @@ import argparse
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -46,6 +48,22 @@ class Parser(LightningArgumentParser):
         return [
             option.lstrip("-") for parser in parsers for action in parser._actions for option in action.option_strings
         ]
+
+
+def as_plain(value: Any) -> Any:
+    """A part of a configuration in which what a YAML file can't hold is written as text, as the parser reads it."""
+    if isinstance(value, Namespace):
+        for name, inner in vars(value).items():
+            value[name] = as_plain(inner)
+    elif isinstance(value, dict):
+        return {name: as_plain(inner) for name, inner in value.items()}
+    elif isinstance(value, list):
+        return [as_plain(inner) for inner in value]
+    elif isinstance(value, Enum):
+        return value.value
+    elif isinstance(value, torch.device):
+        return str(value)
+    return value
 
 
 def _require_classes(value: Any, key: str = "") -> None:

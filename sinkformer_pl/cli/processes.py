@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from sinkformer_pl.errors import RunError
 
 VARIABLE = "SINKFORMER_PL_PROCESSES"
-"""Environment variable "PID:FILE": the first process, and a file that it shares with those that Lightning launches."""
+"""Environment variable "PID:FILE": the first process, and a file that all of one machine share."""
 
 GRACE = 10.0
 """Seconds that a process has to come to an end by itself once the first one is gone."""
@@ -24,22 +24,35 @@ REMEDY = "go on from the last checkpoint with --ckpt_path last"
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Be the first process of a training, or one that Lightning launched, which then ends with the first."""
+    """Be the first process of a training, one of torchrun's, or one that Lightning launched: that ends with it."""
     first, file = _first()
-    if file and os.environ.get("LOCAL_RANK", "0") != "0":
+    leading = os.environ.get("LOCAL_RANK", "0") == "0"
+    if file and not leading:
         if os.getppid() != first:
             raise SystemExit(1)
         threading.Thread(target=_end_with, args=(first,), daemon=True).start()
         yield
         return
-    handle, file = tempfile.mkstemp(prefix="sinkformer_pl-")
-    os.close(handle)
+    file = _shared_file()
     os.environ[VARIABLE] = f"{os.getpid()}:{file}"
     try:
         yield
     finally:
         del os.environ[VARIABLE]
-        Path(file).unlink(missing_ok=True)
+        if leading:
+            Path(file).unlink(missing_ok=True)
+
+
+def _shared_file() -> str:
+    """A new file, or the one that the processes of a torchrun have in common."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        handle, file = tempfile.mkstemp(prefix="sinkformer_pl-")
+        os.close(handle)
+        return file
+    attempt = f"{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    path = Path(tempfile.gettempdir()) / f"sinkformer_pl-torchrun-{attempt}"
+    path.touch()
+    return str(path)
 
 
 def first_to_fail() -> bool:

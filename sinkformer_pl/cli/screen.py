@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -16,9 +16,9 @@ from sinkformer_pl.tasks import Classifier
 
 
 @rank_zero_only
-def say(line: str, where: TextIO | None = None) -> None:
+def say(line: str) -> None:
     """Print a line, at once."""
-    print(line, file=where, flush=True)
+    print(line, flush=True)
 
 
 def say_what_runs(

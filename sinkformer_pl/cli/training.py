@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -23,10 +23,20 @@ from sinkformer_pl.checkpoints import (
 )
 from sinkformer_pl.checkpoints.plugin import use_verified
 from sinkformer_pl.cli.arguments import Arguments
-from sinkformer_pl.cli.beforehand import require_reachable_validation, require_sensible, try_samples
-from sinkformer_pl.cli.messages import closest, condense, raise_with_remedy, root_cause
-from sinkformer_pl.cli.parser import Parser
-from sinkformer_pl.cli.processes import require_others
+from sinkformer_pl.cli.beforehand import (
+    require_batches,
+    require_end,
+    require_launched,
+    require_metric,
+    require_room,
+    require_sensible,
+    require_sensible_callbacks,
+    stopped_early,
+    try_samples,
+)
+from sinkformer_pl.cli.messages import condense, raise_with_remedy, root_cause
+from sinkformer_pl.cli.parser import Parser, as_plain
+from sinkformer_pl.cli.processes import first_to_fail, require_others
 from sinkformer_pl.cli.quiet import quieten
 from sinkformer_pl.cli.run_options import add_run_options, described, explain
 from sinkformer_pl.cli.screen import say, say_what_came_out, say_what_runs
@@ -35,6 +45,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.runs import (
     AppendingCSVLogger,
+    BestCheckpoint,
     LastCheckpoint,
     PredictionWriter,
     ResumeState,
@@ -43,7 +54,7 @@ from sinkformer_pl.runs import (
     Stopped,
     StopSignals,
 )
-from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, require_name
+from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, require_name
 from sinkformer_pl.tasks import Classifier
 
 
@@ -63,15 +74,16 @@ def run_training(argv: Sequence[str], cli: Callable[[Arguments, StopSignals], ob
         with signals.handled():
             _run(argv, signals, cli or TrainingCLI)
     except Stopped as stopped:
-        say(stopped.line, sys.stderr)
+        if first_to_fail():
+            print(stopped.line, file=sys.stderr, flush=True)
         raise
 
 
 def _run(argv: Sequence[str], signals: StopSignals, cli: Callable[[Arguments, StopSignals], object]) -> None:
+    quieten()
     arguments = Arguments.of(argv)
     if "-h" not in arguments.flags and "--help" not in arguments.flags:
         _require_enough(arguments)
-    quieten()
     # Plugins come first: a checkpoint or a flag may name their classes.
     load_plugins(arguments.plugins)
     arguments.load_checkpoint()
@@ -164,9 +176,11 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the run's folder, loggers and callbacks to what the user configured."""
         config = self._get(self.config_init, "trainer")
-        require_sensible(config)
+        chosen = _listed(config["callbacks"])
+        require_sensible(config, self.arguments.command)
+        require_sensible_callbacks(chosen)
         fitting = self.arguments.command == "fit"
-        root = Path(config["default_root_dir"] or DEFAULT_ROOT)
+        root = local_folder(config["default_root_dir"] or DEFAULT_ROOT)
         self.folder = folder_for(root, self._get(self.config, "name"), self._continued())
         self.goes_on = self.folder.is_dir()
         callbacks: list[pl.Callback] = [RunRecord(self.folder, self._record())]
@@ -179,14 +193,17 @@ class TrainingCLI(LightningCLI):
             callbacks.append(StepCosts(self.folder))
         if fitting and logger:
             callbacks.append(LearningRateMonitor())
+        first: list[pl.Callback] = [ResumeState()]
         if fitting and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            callbacks += [self._best_checkpoint(validating=config["limit_val_batches"] != 0), self._last_checkpoint()]
+            first.append(self._last_checkpoint())
+            callbacks.append(self._best_checkpoint(validating=config["limit_val_batches"] != 0))
         if self.arguments.command == "predict":
             callbacks.append(PredictionWriter(self.folder))
-        trainer = super().instantiate_trainer(
-            logger=logger, callbacks=[ResumeState(), *_listed(config["callbacks"]), *callbacks], **kwargs
-        )
+        trainer = super().instantiate_trainer(logger=logger, callbacks=[*first, *chosen, *callbacks], **kwargs)
+        require_launched(trainer)
         use_verified(trainer.strategy)
+        # Lightning's own handler talks to the other processes, and waits forever for those that don't listen.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer
 
     def before_fit(self) -> None:
@@ -246,7 +263,8 @@ class TrainingCLI(LightningCLI):
     def _record(self) -> dict[str, Any]:
         """The resolved configuration as plain data; a run from it repeats this one, from any folder."""
         command = self.arguments.command
-        config = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))
+        resolved = as_plain(self.config[command].clone())
+        config = yaml.safe_load(self._parser(command).dump(resolved, skip_none=False))
         config.pop("ckpt_path", None)
         arguments = config["data"].get("init_args", {})
         if "root" in arguments:
@@ -264,20 +282,11 @@ class TrainingCLI(LightningCLI):
         tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
         return [AppendingCSVLogger(self.folder), tensorboard]
 
-    def _best_checkpoint(self, *, validating: bool) -> ModelCheckpoint:
+    def _best_checkpoint(self, *, validating: bool) -> BestCheckpoint:
         monitor = self._get(self.config, "monitor") if validating else None
-        if monitor is not None and monitor not in Classifier.monitors:
-            raise UserError(
-                f"monitor {monitor}: no such metric{closest(monitor, Classifier.monitors)}; give one of "
-                f"{', '.join(Classifier.monitors)}"
-            )
-        return ModelCheckpoint(
-            self.folder / CHECKPOINTS,
-            filename="best",
-            monitor=monitor,
-            mode="min" if monitor and "loss" in monitor else "max",
-            enable_version_counter=False,
-        )
+        if monitor is not None:
+            require_metric("monitor", monitor)
+        return BestCheckpoint(self.folder / CHECKPOINTS, monitor)
 
     def _last_checkpoint(self) -> LastCheckpoint:
         path = self.folder / CHECKPOINTS / "last.ckpt"
@@ -292,10 +301,14 @@ class TrainingCLI(LightningCLI):
         most, most_steps = self.trainer.max_epochs, self.trainer.max_steps
         if most not in (None, -1) and epochs >= most:
             say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
-            # Lightning refuses fewer.
-            self.trainer.fit_loop.max_epochs = epochs
         elif most_steps != -1 and steps >= most_steps:
             say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
+        elif patience := stopped_early(self.trainer, self.arguments.content):
+            say(f"nothing to do: EarlyStopping has ended this training; raise its patience, {patience}, to train on")
+        else:
+            return
+        # Lightning refuses fewer.
+        self.trainer.fit_loop.max_epochs = epochs
 
     def _make_folder(self) -> None:
         """Make the run's folder; if another run was quicker, take the next."""
@@ -314,18 +327,25 @@ class TrainingCLI(LightningCLI):
         self.datamodule.trainer = self.trainer
         self.datamodule.prepare_data()
         self.datamodule.setup(self.arguments.command)
+        require_batches(self.trainer, self.datamodule, self.arguments.command)
         if self.arguments.command == "fit":
-            require_reachable_validation(self.trainer, len(self.datamodule.train_dataloader()))
+            require_end(self.trainer, self.model)
         try_samples(self.model, self.datamodule, self.arguments.command)
         try:
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self._keeps():
                 self._make_folder()
+                require_room(self.folder)
         except OSError as error:
             raise UserError(
-                f"trainer.default_root_dir: can't make the folder {self.folder} ({error.strerror}); give another"
+                f"trainer.default_root_dir: can't write in the folder {self.folder} ({error.strerror}); give "
+                "another, or make this one writable"
             ) from None
-        kept = None if self.trainer.fast_dev_run else self.folder  # type: ignore[attr-defined]
+        kept = self.folder if self._keeps() else None
         say_what_runs(doing, self.model, self.datamodule, self.arguments.content, kept)
+
+    def _keeps(self) -> bool:
+        """Whether anything is written to the run's folder."""
+        return not self.trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def _listed(callbacks: Any) -> list[pl.Callback]:

@@ -1,5 +1,6 @@
 """A run: the folder in which it lies, what it writes there, how it is stopped and goes on."""
 
+from sinkformer_pl.runs.best_checkpoint import BestCheckpoint
 from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT
 from sinkformer_pl.runs.last_checkpoint import LastCheckpoint
 from sinkformer_pl.runs.metrics_log import AppendingCSVLogger
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT_NAME",
     "DEFAULT_ROOT",
     "AppendingCSVLogger",
+    "BestCheckpoint",
     "LastCheckpoint",
     "PredictionWriter",
     "ResumeState",

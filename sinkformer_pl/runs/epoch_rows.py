@@ -1,10 +1,11 @@
 """CSV files with rows for each epoch, of which a training that goes on drops those that it makes anew."""
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from sinkformer_pl.runs.writing import replacing
 
 
 def read_rows(path: Path) -> list[list[str]]:
@@ -29,7 +30,5 @@ def keep_before(path: Path, epoch: int) -> None:
     kept = [row for row in rows if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) < epoch]
     if len(kept) == len(rows):
         return
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    append_rows(part, columns, kept)
-    os.replace(part, path)
+    with replacing(path) as file:
+        csv.writer(file).writerows([columns, *kept])

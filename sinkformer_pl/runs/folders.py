@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pytorch_lightning.utilities import rank_zero_warn
+
 from sinkformer_pl.errors import UserError
 
 DEFAULT_ROOT = "runs"
@@ -18,13 +20,25 @@ def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
         run = _run_of(checkpoint)
         if run is not None and run.resolve().parent == (root / name).resolve():
             return run
-    taken = [version for version, _ in versions(root / name)]
+    # A file of such a name counts, too.
+    taken = [int(path.name[8:]) for path in (root / name).glob("version_*") if path.name[8:].isdecimal()]
     return root / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder of all runs.
+
+    Raises:
+        UserError: a remote one.
+    """
+    if "://" in str(path):
+        raise UserError(f"trainer.default_root_dir {path}: runs are kept on local file systems; give a folder")
+    return Path(path).expanduser()
 
 
 def require_name(name: str) -> None:
     """Raise a UserError unless a name can be that of a folder under the root."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
         raise UserError(f"name {name!r}: give the name of one folder, without slashes")
 
 
@@ -42,10 +56,14 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
                 f"--ckpt_path {wanted}: no such file; give a .ckpt file, or 'last' or 'best' of a run's name"
             )
         return Path(wanted)
+    newer: list[str] = []
     for _, folder in sorted(versions(root / name), reverse=True):
         path = folder / CHECKPOINTS / f"{wanted}.ckpt"
         if path.is_file():
+            if newer:
+                rank_zero_warn(f"--ckpt_path {wanted} is {path}: {', '.join(newer)} has none")
             return path
+        newer.append(folder.name)
     others = {path.parents[2].name for path in root.glob(f"*/version_*/{CHECKPOINTS}/{wanted}.ckpt")}
     remedy = (
         f"give --name, one of {', '.join(sorted(others))}"

@@ -8,20 +8,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import WeightAveraging
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs.metrics_log import AppendingCSVLogger
+from sinkformer_pl.runs.resume_state import is_cut_short
 from sinkformer_pl.runs.signals import Stopped, StopSignals
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(pl.Callback):
     """Write the checkpoint from which a training goes on exactly, and end the training when a signal asks for it.
 
     It is written between two batches, when all of the first is done, its logs and its validation too: after each
     epoch and each validation, every so many steps or seconds, when a signal came, and at the end. A signal that comes
-    during a validation ends it, and it is done anew; with several processes, which may have unequal shares of it, it
-    is finished first. All processes stop at the same step, whichever got the signal.
+    during a validation ends it, and it is done anew; with several processes, which may have unequal shares of it, or
+    with averaged weights in the place of the trained ones, it is finished first. All processes stop at the same step,
+    whichever got the signal.
+
+    Behind `ResumeState` it comes before other callbacks, so that what these do at the start of a batch is done once.
 
     Args:
         path: the file.
@@ -48,6 +52,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = 0
         self._saved_at = 0.0
         self._rows: int | None = None
+        self._rows_before_end: int | None = None
 
     @property
     def last_model_path(self) -> str:
@@ -109,7 +114,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop if a signal came."""
-        if not self._validating or not self.signals.received or trainer.world_size > 1:
+        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self._validating or not self.signals.received or trainer.world_size > 1 or averaged:
             return
         done = trainer.fit_loop.batch_idx + 1
         if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
@@ -122,8 +128,10 @@ class LastCheckpoint(Checkpoint):
         self._validating = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An epoch is over."""
+        """An epoch is over, but for what is logged of it."""
         self._due = True
+        # One that was cut short goes on, and is logged as a whole then.
+        self._rows_before_end = self._logged(trainer) if is_cut_short(trainer) else None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint; a signal now finds everything done."""
@@ -135,8 +143,7 @@ class LastCheckpoint(Checkpoint):
         self.signals.deferred = False
 
     def _write(self, trainer: pl.Trainer) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger)]
-        self._rows = loggers[0].rows if loggers and trainer.is_global_zero else None
+        self._rows = self._logged(trainer) if self._rows_before_end is None else self._rows_before_end
         self._writing = True
         try:
             trainer.save_checkpoint(self.path, weights_only=False)
@@ -145,6 +152,10 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+
+    def _logged(self, trainer: pl.Trainer) -> int | None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger)]
+        return loggers[0].rows if loggers and trainer.is_global_zero else None
 
     def _stop(self, trainer: pl.Trainer, received: int) -> None:
         name = signal.Signals(received).name

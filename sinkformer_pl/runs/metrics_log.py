@@ -1,12 +1,13 @@
 """A CSV log that a resumed run goes on with."""
 
 import csv
-import os
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
+
+from sinkformer_pl.runs.writing import replacing
 
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 """What is logged once an epoch."""
@@ -66,14 +67,10 @@ class _Appender(ExperimentWriter):
             return list(reader.fieldnames or []), list(reader)
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        # Beside it and then in its place: a process that is killed leaves the one or the other.
-        path = Path(self.metrics_file_path)
-        part = path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replacing(Path(self.metrics_file_path)) as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, path)
 
 
 class AppendingCSVLogger(CSVLogger):

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import BasePredictionWriter
 
+from sinkformer_pl.runs.writing import replacing
+
 
 class PredictionWriter(BasePredictionWriter):
     """Write `predictions.csv`: for each sample its name, the predicted class and the probability of every class.
@@ -48,8 +50,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, classes = data.names("test"), data.classes
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "class", *classes])
             for index, row in sorted(rows.items()):

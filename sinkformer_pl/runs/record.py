@@ -10,6 +10,8 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from sinkformer_pl.checkpoints import CLASSES_KEY, CONFIG_KEY, METRICS_KEY, read_checkpoint
+from sinkformer_pl.runs.folders import CHECKPOINTS
+from sinkformer_pl.runs.writing import replacing
 
 FIT_RECORD = "fit.json"
 """It lies in the folder of a run whose training has come to its end."""
@@ -59,7 +61,7 @@ class RunRecord(pl.Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "resumed": self.resumed,
-            "best": self._best(trainer),
+            "best": self._best(),
         }
         self._write(FIT_RECORD, json.dumps(record, indent=2))
 
@@ -71,11 +73,11 @@ class RunRecord(pl.Callback):
         checkpoint[CLASSES_KEY] = _classes(trainer)
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
 
-    def _best(self, trainer: pl.Trainer) -> dict[str, float]:
+    def _best(self) -> dict[str, float]:
         """The validation metrics of the best checkpoint."""
-        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        path = self.folder / CHECKPOINTS / "best.ckpt"
         # Strategies that divide the model write folders.
-        return read_checkpoint(path)[METRICS_KEY] if path and Path(path).is_file() else {}
+        return read_checkpoint(path)[METRICS_KEY] if path.is_file() else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `validate.json`, after the command of that name."""
@@ -99,11 +101,8 @@ class RunRecord(pl.Callback):
 
     @rank_zero_only
     def _write(self, name: str, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # A process that is killed leaves the old file or the new one.
-        part = self.folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.folder / name)
+        with replacing(self.folder / name) as file:
+            file.write(text)
 
 
 def _numbers(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

@@ -28,30 +28,23 @@ class ResumeState(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._before_validation: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None
         self._loaded: dict[str, Any] | None = None
-        self._batch = 0
+        self._position: dict[str, Any] = {"batch": 0}
+        self._resumed = False
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the states of all processes."""
-        mine = self._before_validation or _states(pl_module)
+        mine = self._kept or _states(pl_module)
         ranks = [mine] * trainer.world_size
         if dist.is_available() and dist.is_initialized():
             dist.all_gather_object(ranks, mine)
         loop = checkpoint["loops"]["fit_loop"]
-        epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        if epoch["current"]["processed"] == epoch["current"]["started"]:
-            # The epoch is over. Under `max_steps` Lightning would take this for the middle of one.
-            for progress in epoch.values():
-                progress["completed"] = progress["processed"]
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-        checkpoint[RESUME_KEY] = {
-            "batch": batches["current"]["processed"],
-            "batches": trainer.num_training_batches,
-            "ranks": ranks,
-        }
+        _mend(loop, trainer)
+        batch = loop["epoch_loop.batch_progress"]["current"]["processed"]
+        checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), "ranks": ranks}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -72,52 +65,107 @@ class ResumeState(pl.Callback):
             raise UserError(
                 f"--ckpt_path {trainer.ckpt_path}: it was written in the middle of an epoch by {len(ranks)} "
                 f"process(es), and {trainer.world_size} can't go on there; use {len(ranks)}, or a checkpoint from the "
-                "end of an epoch, such as best.ckpt"
+                "end of an epoch"
             )
         self._loaded = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else None
-        self._batch, self._batches = saved["batch"], saved["batches"]
+        self._position = {key: value for key, value in saved.items() if key != "ranks"}
+        self._resumed = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare the epoch's length.
+        """Compare what the order of the samples depends on.
 
         Raises:
-            UserError: the checkpoint is from the middle of an epoch of another length.
+            UserError: the checkpoint is from the middle of an epoch in another order, or of another length.
         """
-        if self._batch and self._batches != trainer.num_training_batches:
+        now, then = _order(trainer), self._position
+        different = [f"{name} was {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+        if then["batch"] and different:
             raise UserError(
-                f"--ckpt_path {trainer.ckpt_path}: it was written after batch {self._batch} of {self._batches} of an "
-                f"epoch, which now has {trainer.num_training_batches}; keep data and batch size, or use a checkpoint "
-                "from the end of an epoch, such as best.ckpt"
+                f"--ckpt_path {trainer.ckpt_path}: it was written after batch {then['batch']} of an epoch in which "
+                f"{', '.join(different)}; keep the data as they were, or use a checkpoint from the end of an epoch"
             )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Another epoch."""
+        self._kept = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Restore, before anything goes on."""
-        if self._loaded is not None and pl_module.automatic_optimization:
-            # Lightning's own count, from which the loggers have their steps, is off by one after some restarts.
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if self._resumed:
+            epoch_loop = trainer.fit_loop.epoch_loop
+            # The checkpoint was written at the start of this batch, which Lightning then counts twice.
+            epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
+            if pl_module.automatic_optimization:
+                # From its own count the loggers have their steps; it is off by one after some restarts.
+                epoch_loop._batches_that_stepped = trainer.global_step
+            self._resumed = False
         self._restore(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore; keep what a checkpoint that is written during the validation has to hold."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            epoch_loop = trainer.fit_loop.epoch_loop
+            if self._resumed and pl_module.automatic_optimization:
+                # A step before the validation is counted after it.
+                epoch_loop._batches_that_stepped = trainer.global_step - (not epoch_loop._should_accumulate())
             self._restore(pl_module)
-            self._before_validation = _states(pl_module)
+            self._kept = _states(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The validation is over."""
-        self._before_validation = None
+        self._kept = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore, if only the end of the epoch was left."""
+        """Restore, if only the end of the epoch was left; keep what an epoch that was cut short has to go on with."""
         self._restore(pl_module)
+        if is_cut_short(trainer):
+            self._kept = _states(pl_module)
 
     def _restore(self, module: pl.LightningModule) -> None:
         if self._loaded is not None:
             _set_random_state(self._loaded["random"], module.device)
             _set_counts(self._loaded["metrics"], module)
             self._loaded = None
+
+
+def is_cut_short(trainer: pl.Trainer) -> bool:
+    """Whether a training, at the end of its last epoch, has had a part of that: its steps or its time were up."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.processed < trainer.num_training_batches
+
+
+def _mend(loop: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Let the state of the loops say where the training is."""
+    epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    # Lightning takes a validation that was begun once more for one that is under way.
+    validated = loop["epoch_loop.val_loop.batch_progress"]["total"]
+    validated.update(dict.fromkeys(validated, validated["completed"]))
+    if epoch["current"]["processed"] < epoch["current"]["started"]:
+        return
+    if is_cut_short(trainer):
+        # As at the start of the batch that would have come.
+        for progress in epoch.values():
+            progress["processed"] = progress["completed"] = progress["started"] - 1
+        for progress in (batches["current"], batches["total"]):
+            progress["ready"] = progress["completed"] + 1
+        return
+    # The epoch is over. Under `max_steps` Lightning would take this for the middle of one.
+    for progress in epoch.values():
+        progress["completed"] = progress["processed"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+
+
+def _order(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the order of an epoch's samples depends on."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return {
+        "data.seed": getattr(data, "seed", None),
+        "data.batch_size": getattr(data, "batch_size", None),
+        "the number of training samples": len(data.datasets["train"]) if getattr(data, "datasets", None) else None,
+        "the number of batches": trainer.num_training_batches,
+    }
 
 
 def _follow(state: dict[str, Any], folder: Path) -> None:

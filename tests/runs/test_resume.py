@@ -18,6 +18,7 @@ from tests.trials.kill_and_resume import differences
 WITNESS = """
 import hashlib, os, signal, subprocess
 import pytorch_lightning as pl
+import torch
 from sinkformer_pl.data import ProceduralShapes
 
 
@@ -41,6 +42,13 @@ class Witness(pl.Callback):
                 # By another process, as a terminal or a scheduler does.
                 whom = f"{'' if 'DDP' in wanted else '-'}{os.getpid()}"
                 subprocess.run(["kill", "-" + wanted[2], "--", whom], start_new_session=True, check=True)
+
+
+class Noise(pl.Callback):
+    # Changes a batch before the step, as mixing of samples does.
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch.inputs.add_(0.01 * torch.randn_like(batch.inputs))
 
 
 class Unhurried(ProceduralShapes):
@@ -206,12 +214,56 @@ def test_accumulated_gradients_steps_for_a_length_and_validations_within_an_epoc
     assert list(dict.fromkeys(place.seen("stopped"))) == place.seen("alone")
 
 
+@pytest.mark.parametrize("strikes", ["val 8 TERM, train 8 KILL", "train 6 TERM, val 8 TERM"])
+def test_validations_within_an_epoch_are_done_whole_and_once(tmp_path, strikes):
+    place = Place(tmp_path, {**POINTS, "trainer": {**POINTS["trainer"], "val_check_interval": 3}})
+    place.fit("alone")
+    again: list[str] = []
+    for strike in strikes.split(", "):
+        number = getattr(signal, f"SIG{strike.split()[2]}")
+        place.fit("stopped", *again, strike=strike, status=-number if number == signal.SIGKILL else 128 + number)
+        again = ["--ckpt_path", "last"]
+    place.fit("stopped", *again)
+    assert differences(place.run("alone"), place.run("stopped")) == []
+
+
+def test_validations_that_count_over_epochs_stay_where_they_are(tmp_path):
+    trainer = {**POINTS["trainer"], "val_check_interval": 7, "check_val_every_n_epoch": None}
+    place = Place(tmp_path, {**POINTS, "trainer": trainer})
+    place.fit("alone")
+    place.fit("killed", "--checkpoint_every", "3", strike="train 8 KILL", status=-signal.SIGKILL)
+    place.fit("killed", "--ckpt_path", "last")
+    place.require_equal("killed", 7)
+
+
+def test_callbacks_that_draw_numbers_or_average_weights_go_on_bit_for_bit(tmp_path):
+    average = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", "witness.Noise", average]}
+    place = Place(tmp_path, {**POINTS, "trainer": trainer})
+    place.fit("alone")
+    place.fit("killed", "--checkpoint_every", "3", strike="train 4 KILL", status=-signal.SIGKILL)
+    # Averaged weights are in the place of the trained ones then, so that the validation is finished first.
+    place.fit("killed", "--ckpt_path", "last", strike="val 10 TERM", status=128 + signal.SIGTERM)
+    place.fit("killed", "--ckpt_path", "last")
+    place.require_equal("killed", 10)
+
+
+def test_a_training_whose_steps_end_within_an_epoch_goes_on_within_it(tmp_path):
+    place = Place(tmp_path, {**POINTS, "model": {**POINTS["model"], "schedule": "Constant"}})
+    place.fit("alone", "--trainer.max_steps", "15")
+    place.fit("parts", "--trainer.max_steps", "7")
+    place.fit("parts", "--trainer.max_steps", "15", "--ckpt_path", "last")
+    assert place.seen("parts") == place.seen("alone")
+    # The best was written when the training was to have seven steps.
+    assert differences(place.run("alone"), place.run("parts")) == ["best.ckpt: /sinkformer_pl_steps: 15 and 7"]
+
+
 def test_two_processes_stop_at_the_same_step_and_go_on(points):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
     points.fit("pair", *two)
     printed = points.fit("stopped-pair", *two, strike="train 3 TERM DDP", status=128 + signal.SIGTERM)
     assert printed.count("stopped by SIGTERM at step 4; go on with --ckpt_path last") == 1
-    assert len(points.seen("stopped-pair", 0)) == len(points.seen("stopped-pair", 1)) == 5
+    assert len(points.seen("stopped-pair", 0)) == len(points.seen("stopped-pair", 1)) == 4
     points.fit("stopped-pair", *two, "--ckpt_path", "last")
     points.require_equal("stopped-pair", 4, "pair", ranks=2)
 

@@ -1,0 +1,30 @@
+"""The checkpoint with the best metric."""
+
+from pathlib import Path
+
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, so set that `best.ckpt` is the best so far; a user's own stands beside it.
+
+    Args:
+        folder: where to.
+        monitor: the metric: the lowest is best if its name has "loss" in it, else the highest; None for the newest.
+    """
+
+    def __init__(self, folder: Path, monitor: str | None) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode="min" if monitor and "loss" in monitor else "max",
+            enable_version_counter=False,
+            # A validation within an epoch comes before the metrics of its training.
+            save_on_train_epoch_end=True if monitor and monitor.startswith("train/") else None,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Its own, whatever the arguments of another ModelCheckpoint are."""
+        return type(self).__name__
