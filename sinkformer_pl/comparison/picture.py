@@ -33,7 +33,8 @@ def draw(results: Sequence[Result], metric: str, path: Path) -> None:
         axes.set(xlabel="epochs trained", title=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    accuracies.legend(frameon=False, fontsize="small")
+    if accuracies.lines:
+        accuracies.legend(frameon=False, fontsize="small")
     _pairs(tests, results, labels, metric)
     figure.savefig(path, dpi=150)
 

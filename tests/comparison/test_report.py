@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+import warnings
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_nothing_is_dropped(results, tmp_path):
     curves = list(csv.DictReader((tmp_path / "curves.csv").open()))
     assert len(curves) == 9 * 2 + 1
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_when_all_runs_fail_nothing_warns(tmp_path):
+    results = [result(name, 0, None) for name in ("Softmax", "Sinkhorn")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = write_report(results, metric="test/accuracy", root=tmp_path, command="", machine="")
+    assert "| Softmax | 0, 1 missing | - |" in text
 
 
 def test_of_a_loss_the_lowest_is_best(results, tmp_path):
