@@ -1,18 +1,19 @@
 """What a run left, read from its files."""
 
 import csv
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sinkformer_pl.comparison.trial import Trial
+from sinkformer_pl.comparison.trial import Trial, read_fit, read_test
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs.metrics_log import read_curves
-from sinkformer_pl.runs.record import FIT_RECORD
 
 Status = Literal["done", "resumed", "failed", "unfinished"]
+
+COSTS = ("seconds_per_step", "waiting", "peak_mb")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ def read_result(trial: Trial, *, failed: bool = False) -> Result:
     Args:
         trial: the run.
         failed: whether it was tried and failed.
+
+    Raises:
+        UserError: a table of the run is damaged.
     """
     folder = trial.folder
     if folder is None:
@@ -53,11 +57,10 @@ def read_result(trial: Trial, *, failed: bool = False) -> Result:
     status: Status = "failed" if failed else "unfinished"
     metrics: Mapping[str, float] = {}
     best: Mapping[str, float] = {}
-    if trial.done:
-        fit = _json(folder / FIT_RECORD)
+    if (fit := read_fit(folder)) and (test := read_test(folder)):
         status = "resumed" if fit["resumed"] else "done"
-        metrics, best = _json(folder / "test.json")["metrics"], fit["best"]
-    costs = _rows(folder / "costs.csv")
+        metrics, best = test["metrics"], fit["best"]
+    costs = _costs(folder / "costs.csv")
     return Result(
         trial,
         status,
@@ -66,20 +69,19 @@ def read_result(trial: Trial, *, failed: bool = False) -> Result:
         read_curves(folder / "metrics.csv"),
         seconds_per_step=_median(costs, "seconds_per_step"),
         waiting=_median(costs, "waiting"),
-        peak_mb=max((float(row["peak_mb"]) for row in costs), default=None),
+        peak_mb=max((row["peak_mb"] for row in costs), default=None),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
+def _costs(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: float(row[name]) for name in COSTS} for row in csv.DictReader(file)]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: it is damaged ({error}); delete it, and its figures are left out") from None
 
 
-def _median(rows: list[dict[str, str]], column: str) -> float | None:
-    return statistics.median(float(row[column]) for row in rows) if rows else None
+def _median(rows: list[dict[str, float]], column: str) -> float | None:
+    return statistics.median(row[column] for row in rows) if rows else None

@@ -1,10 +1,12 @@
 """One run of a comparison: an ordinary `fit` and an ordinary `test`."""
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sinkformer_pl.comparison.arms import Arm
 from sinkformer_pl.runs.folders import CHECKPOINTS, versions
@@ -44,24 +46,31 @@ class Trial:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the newest version that has come to its end, else the newest with a checkpoint, if any."""
-        found = [path for _, path in sorted(versions(self.root / self.name))]
-        for mark in (FIT_RECORD, f"{CHECKPOINTS}/last.ckpt"):
-            having = [path for path in found if (path / mark).is_file()]
-            if having:
-                return having[-1]
-        return None
+        """The folder of the newest version that is trained, else of the newest that can go on, if any."""
+        found = [path for _, path in sorted(versions(self.root / self.name), reverse=True)]
+        return next((path for fits in (_trained, _cut_off) for path in found if fits(path)), None)
 
     @property
     def trained(self) -> bool:
-        """Whether its training has come to its end."""
-        return self.folder is not None and (self.folder / FIT_RECORD).is_file()
+        """Whether its training has come to its end, and left weights to test unless they were tested already."""
+        folder = self.folder
+        return folder is not None and _trained(folder)
 
     @property
     def done(self) -> bool:
         """Whether it has been trained and tested."""
         folder = self.folder
-        return folder is not None and all((folder / name).is_file() for name in (FIT_RECORD, "test.json"))
+        return folder is not None and read_fit(folder) is not None and read_test(folder) is not None
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """Those of `fit`."""
+        return (
+            *self.shared,
+            *self.arm.flags(),
+            *("--seed_everything", str(self.seed), "--data.seed", str(self.seed)),
+            *("--name", self.name, "--trainer.default_root_dir", str(self.root)),
+        )
 
     def commands(self) -> list[list[str]]:
         """What is left to do, as arguments of the command line; nothing for a run that is done.
@@ -70,19 +79,39 @@ class Trial:
         """
         todo = []
         if not self.trained:
-            todo.append(["fit", *self._arguments(), *(() if self.folder is None else ("--ckpt_path", "last"))])
+            todo.append(["fit", *self.arguments, *(() if self.folder is None else ("--ckpt_path", "last"))])
         if not self.done:
-            todo.append(["test", *self._arguments(), "--ckpt_path", "best"])
+            todo.append(["test", *self.arguments, "--ckpt_path", "best"])
         return todo
 
     def line(self) -> str:
         """The same as one line for a shell."""
         return " && ".join(shlex.join(["python", "-m", "sinkformer_pl", *command]) for command in self.commands())
 
-    def _arguments(self) -> Sequence[str]:
-        return (
-            *self.shared,
-            *self.arm.flags(),
-            *("--seed_everything", str(self.seed), "--data.seed", str(self.seed)),
-            *("--name", self.name, "--trainer.default_root_dir", str(self.root)),
-        )
+
+def read_fit(folder: Path) -> dict[str, Any] | None:
+    """What `fit` left at its end; None if there is nothing, or nothing that can be read."""
+    return _read(folder / FIT_RECORD, "resumed", "best")
+
+
+def read_test(folder: Path) -> dict[str, Any] | None:
+    """What `test` left, likewise."""
+    return _read(folder / "test.json", "metrics")
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.keys() >= set(keys) else None
+
+
+def _trained(folder: Path) -> bool:
+    weights = (folder / CHECKPOINTS / "best.ckpt").is_file()
+    return read_fit(folder) is not None and (weights or read_test(folder) is not None)
+
+
+def _cut_off(folder: Path) -> bool:
+    # A training that is over has nothing to go on with, and wouldn't write its best.ckpt again.
+    return read_fit(folder) is None and (folder / CHECKPOINTS / "last.ckpt").is_file()

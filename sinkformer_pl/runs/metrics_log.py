@@ -7,6 +7,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs.writing import replacing
 
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
@@ -14,15 +15,22 @@ CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
 def read_curves(path: Path) -> dict[str, dict[int, float]]:
-    """What `metrics.csv` has of each of `CURVES`, by epoch; of an epoch that was begun twice the later row counts."""
+    """What `metrics.csv` has of each of `CURVES`, by epoch; of an epoch that was begun twice the later row counts.
+
+    Raises:
+        UserError: it is damaged.
+    """
     rows: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    return {
-        name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
-        for name in CURVES
-    }
+    try:
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        return {
+            name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name) and row.get("epoch")}
+            for name in CURVES
+        }
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path}: it is damaged ({error}); delete it, and its figures are left out") from None
 
 
 class _Appender(ExperimentWriter):
