@@ -1,12 +1,14 @@
 """The compare command."""
 
 import argparse
+import contextlib
 import json
 import platform
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from rich.markdown import Markdown
 
 from sinkformer_pl.cli.arguments import Arguments, split_off
 from sinkformer_pl.cli.options import OptionParser
-from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
+from sinkformer_pl.cli.training import TrainingCLI, run_training
+from sinkformer_pl.comparison import Trial, locked, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs.folders import DEFAULT_NAME, require_name
+from sinkformer_pl.runs import StopSignals
+from sinkformer_pl.runs.folders import DEFAULT_NAME, require_name, versions
 
 RECORD = "comparison.json"
 
@@ -31,6 +35,15 @@ DECIDED = {
     "--print_config": "ask fit for it",
 }
 """Arguments of `fit` that a comparison decides itself, and how."""
+
+NEEDED = {
+    "max_epochs": "nothing would be trained",
+    "max_steps": "nothing would be trained",
+    "limit_train_batches": "nothing would be trained",
+    "limit_test_batches": "nothing would be tested",
+    "enable_checkpointing": "no weights would be kept to test",
+}
+"""Arguments of the Trainer that a comparison can't have at 0 or false, and why."""
 
 METRICS = ("test/accuracy", "test/accuracy_macro", "test/loss")
 
@@ -58,24 +71,16 @@ def run_compare(argv: Sequence[str]) -> None:
     shared = ("--trainer.enable_progress_bar", "false", *rest)
     trials = [Trial(arm, seed, folder, shared) for seed in seeds for arm in arms]
     _require_same(folder, arguments)
+    left = [trial for trial in trials if not trial.done]
+    if left:
+        run_training(["fit", *left[0].arguments], cli=partial(_Rehearsal, not options.dry_run))
     if options.dry_run:
-        left = [trial for trial in trials if not trial.done]
         for trial in left:
             print(trial.line())
         if not left:
             print(f"nothing to do: all {len(trials)} runs in {folder} are done", file=sys.stderr)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
-        ) from None
-    signal.signal(signal.SIGTERM, _leave)
-    done = sum(trial.done for trial in trials)
-    print(f"{len(trials)} runs in {folder}, {done} of them done, {options.jobs} at once", flush=True)
-    failed = run_all(trials, jobs=options.jobs, root=folder, said=lambda line: print(line, flush=True))
+    failed = _run(trials, folder, arguments, options.jobs)
     ordered = sorted(trials, key=lambda trial: arms.index(trial.arm))
     results = [read_result(trial, failed=trial.name in failed) for trial in ordered]
     command = shlex.join(["python", "-m", "sinkformer_pl", "compare", *argv])
@@ -89,6 +94,41 @@ def run_compare(argv: Sequence[str]) -> None:
             f"{len(failed)} of {len(trials)} runs failed, the first by: {next(iter(failed.values()))}; mend the cause "
             "and give the same command again, which does only what is missing"
         )
+
+
+class _Rehearsal(TrainingCLI):
+    """What `fit` does with its arguments before it reads data: what is wrong with them is wrong with all runs."""
+
+    def __init__(self, build: bool, arguments: Arguments, signals: StopSignals) -> None:
+        self.build = build
+        super().__init__(arguments, signals)
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        _require_tested(self.config["fit"]["trainer"])
+
+    def instantiate_classes(self) -> None:
+        # The runs of --dry-run may be for a machine with a GPU that this one lacks.
+        if self.build:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def _run(trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int) -> dict[str, str]:
+    signal.signal(signal.SIGTERM, _leave)
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(locked(folder))
+            _write_record(folder, arguments)
+        except OSError as error:
+            raise UserError(
+                f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
+            ) from None
+        done = sum(trial.done for trial in trials)
+        print(f"{len(trials)} runs in {folder}, {done} of them done, {jobs} at once", flush=True)
+        return run_all(trials, jobs=jobs, lock=lock, said=lambda line: print(line, flush=True))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -133,6 +173,17 @@ def _require_fair(arguments: Arguments) -> None:
                 raise UserError(f"{option} can't be given to compare: {reason}; leave it out")
 
 
+def _require_tested(trainer: Mapping[str, Any]) -> None:
+    for name, reason in NEEDED.items():
+        if trainer[name] == 0:
+            value = str(trainer[name]).lower()
+            raise UserError(f"trainer.{name} {value}: {reason}; give another value, or leave it out")
+    if trainer["fast_dev_run"]:
+        raise UserError(
+            "trainer.fast_dev_run: it keeps no weights to test; leave it out, or try the configuration with fit"
+        )
+
+
 def _configured(arguments: Arguments) -> Any:
     """What the last file that says so has as normalization."""
     found = [(file.get("model") or {}).get("normalization") for file in arguments.files]
@@ -156,10 +207,26 @@ def _request(arguments: Arguments) -> dict[str, Any]:
 def _require_same(folder: Path, arguments: Arguments) -> None:
     """Runs of one folder have all but normalization and seed in common; more of those may be added at any time."""
     path = folder / RECORD
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(_request(arguments))):
+    if not path.is_file() or not any(versions(run) for run in folder.iterdir()):
+        return
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: it is damaged ({error}), and nothing else says which arguments the runs beside it had; delete "
+            "it if they were these, or give this comparison another --name"
+        ) from None
+    if record != json.loads(json.dumps(_request(arguments))):
         raise UserError(
             f"{folder}: it holds runs with other arguments ({path.name} has them); give this comparison another --name"
         )
+
+
+def _write_record(folder: Path, arguments: Arguments) -> None:
+    # A process that is killed leaves the old file or the new one.
+    part = folder / f"{RECORD}.part"
+    part.write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
+    part.replace(folder / RECORD)
 
 
 def _machine(jobs: int) -> str:

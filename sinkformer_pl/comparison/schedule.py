@@ -18,7 +18,7 @@ USERS_FAULT = 2
 """Exit status of a command that was refused."""
 
 
-def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[str], None]) -> dict[str, str]:
+def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[str], None]) -> dict[str, str]:
     """Do what is left of every trial.
 
     A trial that fails doesn't stop the others, unless its arguments or data were refused: so will be the others'. Each
@@ -28,14 +28,14 @@ def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[s
     Args:
         trials: the runs.
         jobs: how many at once.
-        root: folder of the comparison. As long as a process works in it, another one can't.
+        lock: what `locked` gives, for the folder of the comparison.
         said: is told a line as each trial begins and ends.
 
     Returns:
         The cause of failure, for each trial that failed, by its name.
 
     Raises:
-        UserError: a trial was refused, or another process works in the folder.
+        UserError: a trial was refused.
     """
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(jobs):
@@ -45,7 +45,7 @@ def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[s
     failed: dict[str, str] = {}
     refused: list[str] = []
 
-    def work(trial: Trial, lock: int) -> None:
+    def work(trial: Trial) -> None:
         if stop.is_set():
             return
         slot = slots.get()
@@ -66,9 +66,9 @@ def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[s
         finally:
             slots.put(slot)
 
-    with _locked(root) as lock, ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            for future in [pool.submit(work, trial, lock) for trial in trials if not trial.done]:
+            for future in [pool.submit(work, trial) for trial in trials if not trial.done]:
                 future.result()
         finally:
             stop.set()
@@ -80,8 +80,13 @@ def run_all(trials: Sequence[Trial], *, jobs: int, root: Path, said: Callable[[s
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[int]:
-    """Hold the folder; the runs inherit the lock, so that it lasts as long as any of them lives."""
+def locked(root: Path) -> Iterator[int]:
+    """Hold the folder of a comparison; the runs inherit the lock, so that it lasts as long as any of them lives.
+
+    Raises:
+        UserError: another process works in the folder.
+        OSError: it can't be made, or nothing can be written there.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("a") as file:
         try:

@@ -203,14 +203,62 @@ def test_runs_that_fail_are_reported_and_tried_again(tmp_path, monkeypatch, caps
     assert "1 of them done" in capsys.readouterr().out
 
 
-def test_what_is_refused_stops_all(tmp_path, monkeypatch, capsys):
+def test_what_is_refused_stops_all_and_leaves_the_name_to_the_next(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config(tmp_path, "Witness", 1)
-    with pytest.raises(SystemExit):
-        main([*compare("--normalizations", "Softmax,Sinkhorn")[3:], "--model.backbone.dim", "9"])
-    captured = capsys.readouterr()
-    assert captured.err == "error: num_heads=2 must divide the width dim=9; or give head_dim\n"
-    assert captured.out.count("begins") == 1
+    for interval in ("1000", "2000"):
+        with pytest.raises(SystemExit):
+            main([*compare("--normalizations", "Softmax,Sinkhorn")[3:], "--trainer.val_check_interval", interval])
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"error: trainer.val_check_interval {interval}: an epoch has")
+        assert captured.out.count("begins") == 1
+        assert json.loads(Path("runs/tiny-compare/comparison.json").read_text())["flags"][-1] == interval
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data.batch_size", "x"], "data.batch_size x: expected a whole number"),
+        (["--data.batch_size", "0"], "batch_size"),
+        (["--foo", "3"], "foo: no such option"),
+        (["--model.backbone.dim", "9"], "num_heads=2 must divide the width dim=9"),
+        (["--trainer.max_epochs", "-5"], "max_epochs"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs 0: nothing would be trained"),
+        (["--trainer.max_steps", "0"], "trainer.max_steps 0: nothing would be trained"),
+        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches 0: nothing would be trained"),
+        (["--trainer.limit_test_batches", "0.0"], "trainer.limit_test_batches 0.0: nothing would be tested"),
+        (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing false: no weights would be kept"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run: it keeps no weights to test"),
+    ],
+)
+def test_what_every_run_would_refuse_is_refused_first(argv, message, tiny, fail):
+    assert message in fail("compare", "--config", tiny, "--normalizations", "Softmax,Sinkhorn", *argv)
+
+
+def test_a_file_that_leaves_nothing_to_test_is_refused(tmp_path, fail):
+    (tmp_path / "fast.yaml").write_text(yaml.safe_dump({**TINY, "trainer": {**TINY["trainer"], "fast_dev_run": 2}}))
+    argv = ["compare", "--config", "fast.yaml", "--normalizations", "Softmax,Sinkhorn"]
+    for more in ([], ["--dry-run"]):
+        assert "trainer.fast_dev_run: it keeps no weights to test" in fail(*argv, *more)
+
+
+def test_lines_for_another_machine_are_printed(tiny, run):
+    printed = run(
+        *("compare", "--config", tiny, "--normalizations", "Softmax,Sinkhorn", "--seeds", "0", "--dry-run"),
+        *("--trainer.accelerator", "gpu", "--trainer.devices", "64"),
+    )
+    assert printed.count("python -m sinkformer_pl fit") == 2
+
+
+@pytest.mark.parametrize("content", [b"", b'{"files": [', b"\xff\xfe"])
+def test_a_damaged_record_beside_runs_is_named(content, tiny, tmp_path, fail, run):
+    root = tmp_path / "runs/tiny-compare"
+    root.mkdir(parents=True)
+    (root / "comparison.json").write_bytes(content)
+    argv = ["compare", "--config", tiny, "--normalizations", "Softmax,Sinkhorn", "--seeds", "0", "--dry-run"]
+    assert len(run(*argv).splitlines()) == 2
+    (root / "Softmax-seed0/version_0").mkdir(parents=True)
+    assert "runs/tiny-compare/comparison.json: it is damaged" in fail(*argv)
 
 
 @pytest.mark.parametrize(
