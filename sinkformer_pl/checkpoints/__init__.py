@@ -4,10 +4,8 @@
 """
 
 from sinkformer_pl.checkpoints.files import load_file, read_checkpoint, save_file
+from sinkformer_pl.checkpoints.form import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
 from sinkformer_pl.checkpoints.matching import (
-    CLASSES_KEY,
-    CONFIG_KEY,
-    METRICS_KEY,
     differing,
     require_classes,
     require_match,

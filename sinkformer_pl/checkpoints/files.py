@@ -5,13 +5,13 @@ import errno
 import os
 import pickle
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sinkformer_pl.checkpoints.checksum import DamagedError, verify, write
+from sinkformer_pl.checkpoints.form import require_form
 from sinkformer_pl.errors import UserError
 
 LEFTOVER_SECONDS = 600
@@ -102,18 +102,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         names of the classes under `CLASSES_KEY`.
 
     Raises:
-        UserError: no such file, a damaged one, one with objects in it, or no Lightning checkpoint.
+        UserError: no such file, a damaged one, one with objects in it, or no Lightning checkpoint of a task.
     """
     checkpoint = load_file(path)
-    if not (
-        isinstance(checkpoint, dict)
-        and isinstance(checkpoint.get("state_dict"), Mapping)
-        and isinstance(checkpoint.get("hyper_parameters"), Mapping)
-    ):
-        raise UserError(
-            f"checkpoint {path}: it has no 'state_dict' and 'hyper_parameters', so it isn't one of a task here; give "
-            "one that fit wrote"
-        )
+    require_form(checkpoint, path)
     return checkpoint
 
 
@@ -149,7 +141,9 @@ def _remedy(path: Path) -> str:
     """Name the newest intact checkpoint beside it."""
     others = [other for other in path.parent.glob("*.ckpt") if other.is_file() and other != path]
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True):
-        with contextlib.suppress(DamagedError, OSError), other.open("rb") as file:
+        with contextlib.suppress(DamagedError, OSError, pickle.UnpicklingError), other.open("rb") as file:
             if verify(file):
+                file.seek(0)
+                torch.load(file, map_location="cpu", weights_only=True)
                 return f"use {other.name} beside it, which is intact"
     return "use another copy"

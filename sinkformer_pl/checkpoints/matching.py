@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sinkformer_pl.checkpoints.form import CLASSES_KEY, require_progress
 from sinkformer_pl.errors import UserError
-
-CONFIG_KEY = "sinkformer_pl_config"
-METRICS_KEY = "sinkformer_pl_metrics"
-CLASSES_KEY = "sinkformer_pl_classes"
 
 SHOWN = 4
 
 _SHAPING = ("backbone", "normalization", "num_classes")
+
+_MADE = ("backbone", "normalization", "optimizer", "schedule")
+"""Hyper-parameters that are classes and their arguments."""
 
 
 def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) -> None:
@@ -31,6 +31,9 @@ def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) ->
     """
     parameters = inspect.signature(task).parameters
     saved = checkpoint["hyper_parameters"].keys()
+    for name in _MADE:
+        if name in saved and not isinstance((checkpoint["hyper_parameters"][name] or {}).get("class_path"), str):
+            raise UserError(f"checkpoint {path}: its hyper-parameter {name} names no class; give one that fit wrote")
     missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     missing = [name for name in missing if name not in saved]
     unknown = [name for name in saved if name not in parameters]
@@ -118,18 +121,21 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
         path: for the message.
 
     Raises:
-        UserError: it has weights alone, or the state of another optimizer.
+        UserError: it has weights alone, weights that aren't finite, or the state of another optimizer or of one with
+            other arguments, which that state would bring back.
     """
-    if "loops" not in checkpoint:
+    require_progress(checkpoint, path)
+    hyper_parameters: Any = model.hparams
+    saved, wanted = checkpoint["hyper_parameters"].get("optimizer", {}), hyper_parameters["optimizer"]
+    if saved.get("class_path") != wanted["class_path"]:
         raise UserError(
-            f"--ckpt_path {path}: it has weights alone, not the state of a training to go on with; give one that fit "
-            "wrote"
+            f"--ckpt_path {path}: it was trained by {saved.get('class_path')}, from whose state {wanted['class_path']} "
+            "can't go on; keep the optimizer"
         )
-    saved = checkpoint["hyper_parameters"].get("optimizer", {}).get("class_path")
-    wanted = model.hparams["optimizer"]["class_path"]  # type: ignore[index, union-attr]
-    if saved != wanted:
+    for key, (was, now) in differing({"optimizer": saved}, {"optimizer": wanted}).items():
         raise UserError(
-            f"--ckpt_path {path}: it was trained by {saved}, from whose state {wanted} can't go on; keep the optimizer"
+            f"--ckpt_path {path}: {key} is {was} in the checkpoint, whose optimizer goes on with that, and {now} here; "
+            "leave it out, or train anew"
         )
 
 

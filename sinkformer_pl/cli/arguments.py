@@ -19,6 +19,9 @@ from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoi
 LISTS = ("--plugins", "--trainer.callbacks", "--trainer.logger", "--trainer.plugins")
 """Options of which a user may want several."""
 
+MOST_VALUES = 10_000
+"""Of a YAML file; aliases of aliases make a small one grow without end."""
+
 KEPT_FOR_EVALUATION = ("name", "plugins", "seed_everything", "data", "model")
 
 
@@ -89,7 +92,7 @@ class Arguments:
         below: dict[str, Any] = {}
         above: dict[str, Any] = {}
         if self.content is not None and self.checkpoint is not None:
-            remembered = self._remembered()
+            remembered = self._without_appended(self._remembered())
             below = (
                 remembered
                 if self.command == "fit"
@@ -102,6 +105,16 @@ class Arguments:
             above = {"model": {k: v for k, v in self.content["hyper_parameters"].items() if k != "num_classes"}}
         configs = [json.dumps(below)] * bool(below) + self.configs + [json.dumps(above)] * bool(above)
         return [self.command, *(part for config in configs for part in ("--config", config)), *self.flags]
+
+    def _without_appended(self, remembered: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint remembers, less the callbacks that the flags append: those of the same command, perhaps."""
+        appended = {name.rpartition(".")[2] for name in split_off(self.flags, ("--trainer.callbacks+",))[0]}
+        trainer = remembered.get("trainer") or {}
+        callbacks = trainer.get("callbacks")
+        if not appended or not isinstance(callbacks, list):
+            return remembered
+        kept = [entry for entry in callbacks if entry["class_path"].rpartition(".")[2] not in appended]
+        return {**remembered, "trainer": {**trainer, "callbacks": kept}}
 
     def _remembered(self) -> dict[str, Any]:
         return (self.content or {}).get(CONFIG_KEY) or {}
@@ -156,7 +169,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except IsADirectoryError:
         raise UserError(f"--config {path}: a folder; give a .yaml file in it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: can't be read ({error})") from None
+        cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"--config {path}: can't be read ({cause}); make it readable, as UTF-8") from None
     except RecursionError:
         raise UserError(f"--config {path}: it is nested too deep; write lines 'key: value'") from None
     except yaml.YAMLError as error:
@@ -167,9 +181,23 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}{line}: {problem}; {remedy}") from None
     if content is None:
         raise UserError(f"--config {path}: it is empty")
+    if _is_larger(content, MOST_VALUES):
+        raise UserError(
+            f"--config {path}: more than {MOST_VALUES:,} values, or aliases that refer to themselves; shorten"
+        )
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected 'key: value' lines, found a {type(content).__name__}")
     return content
+
+
+def _is_larger(content: Any, most: int) -> bool:
+    """Whether it has more values than that, each counted as often as aliases repeat it."""
+    waiting, found = [content], 0
+    while waiting and found <= most:
+        value = waiting.pop()
+        found += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return found > most
 
 
 def _lookup(content: Any, keys: tuple[str, ...]) -> Any:

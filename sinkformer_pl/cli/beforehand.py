@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 
@@ -77,6 +77,8 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback]) -> None:
         name = type(callback).__name__
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             raise UserError(f"trainer.callbacks {name}: it can't set what is found; try values by hand instead")
+        if isinstance(callback, Timer):
+            raise UserError(f"trainer.callbacks {name}: give trainer.max_time instead")
         if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is None:
             raise UserError(
                 f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"
@@ -165,19 +167,16 @@ def require_room(folder: Path) -> None:
         file.write(bytes(2**16))
 
 
-def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> int | None:
-    """The patience of an EarlyStopping that has ended the training of a checkpoint, None if none has.
+def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether an EarlyStopping has ended the training of a checkpoint, and would end it again after an epoch more.
 
     Args:
         trainer: with the callbacks of now.
         checkpoint: what `read_checkpoint` gives.
     """
-    stoppers: Sequence[Any] = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
-    for callback in stoppers:
-        saved = checkpoint["callbacks"].get(callback.state_key, {})
-        if saved.get("wait_count", -math.inf) >= callback.patience:
-            return callback.patience
-    return None
+    callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    states = (checkpoint["callbacks"].get(c.state_key, {}) for c in callbacks if isinstance(c, EarlyStopping))
+    return any(state.get("wait_count", 0) >= state.get("patience", math.inf) for state in states)
 
 
 def try_samples(model: Classifier, data: ClassificationData, command: str) -> None:

@@ -1,5 +1,7 @@
 """Which command runs, and how its failure is said."""
 
+import errno
+import io
 import os
 import re
 import sys
@@ -13,6 +15,12 @@ from sinkformer_pl.cli.processes import first_to_fail, together
 from sinkformer_pl.errors import RunError, UserError
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
+
+FILES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or give another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or give another place"),
+}
+"""What to do when a file can't be written or read, by the number of the error."""
 
 USAGE = """\
 usage: python -m sinkformer_pl COMMAND ...
@@ -39,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: after one line on stderr: 2 when the arguments or files are at fault, 1 when a run was cut off.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of classes have letters that not every terminal shows.
+            stream.reconfigure(errors="backslashreplace")
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The installed script, unlike python -m, doesn't find modules here: those of --plugins.
         sys.path.insert(0, os.getcwd())
@@ -65,6 +77,10 @@ def _for_users(error: Exception) -> str | None:
     found = re.search(r"^sinkformer_pl\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
     if found:
         return found[1].strip()
+    if isinstance(error, OSError) and error.errno in FILES:
+        return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"{' '.join(text.split()) or 'out of memory'}; make the network, the data or data.batch_size smaller"
     return text if isinstance(error, UserError | MisconfigurationException) else None
 
 

@@ -72,8 +72,8 @@ def condense(message: str, options: Iterable[str]) -> str:
         names = [name.strip() for name in match[1].split(",")]
         missing = ", ".join(f"{key}.{name}" if key else name.partition(".")[2] for name in names)
         return f"{missing} missing: give it as a flag, or a --config that has it"
-    if match := re.search(r"Literal\[([^\]]*)\]", cause):
-        choices = match[1].replace("'", "")
+    if found := re.findall(r"Literal\[([^\]]*)\]", cause):
+        choices = ", ".join(dict.fromkeys(", ".join(found).replace("'", "").split(", ")))
         number = "true, false, or " if "<class 'bool'>" in cause else ""
         number += "a number, or " if re.search(r"Union\[[^\]]*float|<class 'float'>", cause) else ""
         return f"{key} {_value(cause)}: expected {number}one of {choices}"
@@ -99,7 +99,11 @@ def condense(message: str, options: Iterable[str]) -> str:
         return _unknown_class(key, _value(cause), match[1])
     if not key:
         return " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
-    return f"{key} {_value(cause)}: not accepted; --help says what is"
+    value = _value(cause)
+    if re.match(r"Namespace\(|NestedArg\(|\{", value) and key.rpartition(".")[2] in (*PARTS, *NORMALIZATIONS):
+        named = f"write class_path: NAME and init_args: below it, or give --{key} NAME"
+        return f"{key}: no class is named; {named}\n{_valid(key)[1]}"
+    return f"{key} {value}: not accepted; --help says what is"
 
 
 def not_settings(group: str, value: object, options: Iterable[str]) -> str:
@@ -123,6 +127,8 @@ def _unknown_key(key: str, options: Iterable[str]) -> str:
 
 
 def _unknown_argument(key: str, name: str, path: str) -> str:
+    if name == "class_path":
+        return f"{key} {path.rpartition('.')[2]}: its arguments stand beside class_path; put them under init_args:"
     valid = [argument for argument in _arguments_of(path) if argument != name]
     listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
     return f"{key}.{name}: {path.rpartition('.')[2]} has no argument {name}{closest(name, valid)}\n{listed}"

@@ -13,6 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from sinkformer_pl.cli.messages import condense, not_settings, root_cause
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import parameters_of
 
 # Of what runs commands or code nothing is even imported.
 set_parsing_settings(import_path_denylist=[])
@@ -30,6 +31,7 @@ class Parser(LightningArgumentParser):
             if given.get(group) is not None and not isinstance(given[group], Namespace):
                 raise UserError(not_settings(group, given[group], options))
         _require_classes(given)
+        _require_values(given)
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -77,6 +79,31 @@ def _require_classes(value: Any, key: str = "") -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _require_classes(inner, key)
+
+
+def _require_values(value: Any, key: str = "") -> None:
+    """Refuse null where a class says that it takes something else; the parser lets it pass."""
+    if isinstance(value, list):
+        for inner in value:
+            _require_values(inner, key)
+    if not isinstance(value, Namespace):
+        return
+    arguments = value.get("init_args")
+    if isinstance(arguments, Namespace):
+        parameters = parameters_of(pkgutil.resolve_name(value["class_path"]))
+        for name, inner in vars(arguments).items():
+            parameter = parameters.get(name)
+            if inner is None and parameter is not None and not _takes_null(parameter):
+                raise UserError(f"{key}.{name} null: give a value, or leave it out; its default is {parameter.default}")
+    for name, inner in vars(value).items():
+        _require_values(inner, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+
+
+def _takes_null(parameter: inspect.Parameter) -> bool:
+    said = str(parameter.annotation)
+    # One without a default that wasn't given is null, too.
+    unknown = parameter.empty in (parameter.default, parameter.annotation)
+    return unknown or parameter.default is None or "None" in said or "Optional" in said
 
 
 def _is_class(path: str) -> bool:

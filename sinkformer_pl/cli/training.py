@@ -303,8 +303,8 @@ class TrainingCLI(LightningCLI):
             say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
         elif most_steps != -1 and steps >= most_steps:
             say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
-        elif patience := stopped_early(self.trainer, self.arguments.content):
-            say(f"nothing to do: EarlyStopping has ended this training; raise its patience, {patience}, to train on")
+        elif stopped_early(self.trainer, self.arguments.content):
+            say("nothing to do: EarlyStopping has ended this training; leave it out to train on")
         else:
             return
         # Lightning refuses fewer.

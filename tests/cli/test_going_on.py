@@ -1,6 +1,7 @@
 """What `fit` says when it goes on, and which folder it takes; in this process."""
 
 import csv
+import json
 import os
 import signal
 import threading
@@ -8,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
+from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs import AppendingCSVLogger, LastCheckpoint, ResumeState, Stopped, StopSignals
@@ -72,6 +75,54 @@ def test_a_run_that_is_over_is_said_to_be(tiny, run, tmp_path):
     assert record.read_text() == before
     more = ["--trainer.max_epochs", "5", "--trainer.max_steps", "3"]
     assert "raise trainer.max_steps, 3, to" in run("fit", "--config", tiny, "--ckpt_path", "last", *more)
+
+
+def test_a_training_that_was_stopped_early_is_over_until_it_is_not_stopped_so(tiny, run, tmp_path):
+    stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    # Weights that don't move: nothing gets better.
+    still = ["--trainer.callbacks.patience", "1", "--model.optimizer.lr", "0", "--trainer.max_epochs", "4"]
+    run("fit", "--config", tiny, *stopper, *still)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    before = last.read_bytes()
+    printed = run("fit", "--config", tiny, *stopper, *still, "--ckpt_path", "last")
+    assert "nothing to do: EarlyStopping has ended this training; leave it out to train on" in printed
+    assert last.read_bytes() == before
+    run("fit", "--config", tiny, *still[2:], "--trainer.callbacks", "null", "--ckpt_path", "last")
+    assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 4
+
+
+def test_newer_runs_without_a_checkpoint_are_passed_over_with_a_word(tiny, run, tmp_path):
+    run("fit", "--config", tiny)
+    (tmp_path / "runs/tiny/version_1").mkdir()
+    with pytest.warns(UserWarning, match=r"--ckpt_path last is runs/tiny/version_0/.*: version_1 has none"):
+        run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+
+
+def test_a_checkpoint_of_the_users_own_stands_beside_the_best(tiny, run, fail, tmp_path):
+    own = {"monitor": "val/accuracy", "mode": "max", "save_weights_only": True, "dirpath": "own", "filename": "own"}
+    callbacks = {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": own}]}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(callbacks))
+    run("fit", "--config", tiny, "--config", "own.yaml", "--trainer.max_epochs", "2", "--monitor", "val/loss")
+    run("fit", "--config", tiny, "--config", "own.yaml", "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    folder = tmp_path / "runs/tiny/version_0"
+    best = read_checkpoint(folder / "checkpoints/best.ckpt")
+    assert json.loads((folder / "fit.json").read_text())["best"] == best[METRICS_KEY]
+    assert "it has weights alone" in fail("fit", "--config", tiny, "--ckpt_path", "own/own.ckpt")
+
+
+def test_a_training_without_an_end_has_the_same_rate_throughout(tiny, run, tmp_path):
+    endless = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:01", "--model.schedule", "Constant"]
+    run("fit", "--config", tiny, *endless)
+    assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["steps"] > 0
+
+
+def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
+    swa = {"trainer": {"callbacks": [{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}]}}
+    (tmp_path / "swa.yaml").write_text(yaml.safe_dump(swa))
+    run("fit", "--config", tiny, "--config", "swa.yaml", "--trainer.max_epochs", "2")
+    run("fit", "--config", "runs/tiny/version_0/config.yaml")
+    first, second = ((tmp_path / f"runs/tiny/version_{k}/metrics.csv").read_text() for k in (0, 1))
+    assert first == second
 
 
 def test_two_runs_that_begin_at_once_have_a_folder_each(tiny, run, tmp_path, monkeypatch):

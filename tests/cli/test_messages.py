@@ -1,6 +1,7 @@
 """Wrong arguments and files: one line with the cause and the remedy, before anything is written."""
 
 import pickle
+import resource
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
+from sinkformer_pl.checkpoints import save_file
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,21 @@ import yaml
         (["--data.val_fraction", "0.2"], ["data.val_fraction", "ProceduralShapes has no argument val_fraction"]),
         (["--data", "PointClouds"], ["data.root"]),
         (["--trainer.default_root_dir", "tiny.yaml"], ["trainer.default_root_dir", "tiny.yaml"]),
+        (["--trainer.default_root_dir", "s3://place"], ["s3://place: runs are kept on local file systems"]),
+        (["--data.batch_size", "null"], ["data.batch_size null: give a value, or leave it out; its default is 32"]),
+        (["--model.backbone.dim", "null"], ["model.backbone.dim null: give a value"]),
+        (["--model.optimizer.lr", "null"], ["model.optimizer.lr null: give a value"]),
+        (["--model.optimizer", "SparseAdam"], ["model.optimizer SparseAdam", "dense gradients"]),
+        (["--trainer.callbacks", "LearningRateFinder"], ["trainer.callbacks LearningRateFinder: it can't set what"]),
+        (["--trainer.precision", "half"], ["trainer.precision half: expected", "bf16-mixed"]),
+        (["--trainer.max_epochs", "0"], ["trainer.max_epochs 0: nothing would be trained"]),
+        (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches 0: of 2 batches none would be used"]),
+        (["--trainer.limit_train_batches", "0.1"], ["trainer.limit_train_batches 0.1: of 2 batches none"]),
+        (
+            ["--trainer.max_epochs", "-1"],
+            ["model.schedule WarmupCosine: it spans the whole training"],
+        ),
+        (["--trainer.num_nodes", "2"], ["trainer.num_nodes 2: this is one machine; start it by torchrun"]),
     ],
 )
 def test_wrong_flag(tiny, fail, flags, expected):
@@ -153,6 +171,16 @@ CODE = "{class_path: os.system, init_args: {command: touch owned}}"
         ("", ["wrong.yaml", "empty"]),
         ("name: a\nname: b", ["wrong.yaml, line 1", "twice"]),
         ("plugins: 3", ["plugins 3"]),
+        ("data: {init_args: &a {batch_size: 32, self: *a}}", ["wrong.yaml: more than 10,000 values, or aliases"]),
+        ("data: {class_path: Digits, batch_size: 3}", ["its arguments stand beside class_path; put them under init"]),
+        (
+            "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/los}}]}",
+            ["trainer.callbacks EarlyStopping.monitor val/los: no such metric; did you mean val/loss?"],
+        ),
+        (
+            "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {save_last: true}}]}",
+            ["trainer.callbacks ModelCheckpoint.save_last: last.ckpt is written without it"],
+        ),
     ],
 )
 def test_wrong_file(tiny, fail, tmp_path, text, expected):
@@ -368,6 +396,68 @@ def test_checkpoints_that_name_what_they_may_not_or_what_is_gone(tiny, run, fail
         for command in ("fit", "test"):
             assert expected in fail(command, "--ckpt_path", "named.ckpt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoints_put_together_by_hand(tiny, run, fail, tmp_path):
+    run("fit", "--config", tiny)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    weights = content["state_dict"]
+    for key, value in (
+        ("callbacks", "none"),
+        ("sinkformer_pl_config", [1]),
+        ("sinkformer_pl_classes", [1]),
+        ("pytorch-lightning_version", None),
+        ("state_dict", {**weights, "head.bias": None}),
+        ("state_dict", {**weights, "head.bias": torch.ones(12).to_sparse()}),
+        ("hyper_parameters", {**content["hyper_parameters"], "num_classes": torch.ones(1)}),
+    ):
+        save_file({**content, key: value}, "odd.ckpt")
+        for command in ("test", "fit"):
+            assert f"checkpoint odd.ckpt: its '{key}' is" in fail(command, "--ckpt_path", "odd.ckpt")
+    for key, value in (
+        ("global_step", -1),
+        ("global_step", None),
+        ("loops", {"fit_loop": []}),
+        ("optimizer_states", []),
+        ("lr_schedulers", None),
+        ("callbacks", {"RunRecord": 3}),
+    ):
+        save_file({**content, key: value}, "odd.ckpt")
+        message = fail("fit", "--ckpt_path", "odd.ckpt", "--trainer.max_epochs", "2")
+        assert f"checkpoint odd.ckpt: its '{key}" in message
+    save_file({**content, "state_dict": {**weights, "head.bias": torch.full((12,), torch.nan)}}, "odd.ckpt")
+    assert "head.bias is not finite, so no training can go on" in fail("fit", "--ckpt_path", "odd.ckpt")
+    del content["optimizer_states"]
+    save_file(content, "odd.ckpt")
+    assert "it has weights alone" in fail("fit", "--ckpt_path", "odd.ckpt")
+
+
+def test_a_state_that_would_bring_back_other_arguments_of_the_optimizer_is_not_gone_on_with(tiny, run, fail):
+    run("fit", "--config", tiny)
+    message = fail("fit", "--config", tiny, "--ckpt_path", "last", "--model.optimizer.lr", "0.5")
+    assert "optimizer.lr is 0.003 in the checkpoint, whose optimizer goes on with that, and 0.5 here" in message
+
+
+def test_no_room_for_results_is_noticed_before_they_are_made(tiny, run, fail):
+    run("fit", "--config", tiny)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for command in ("validate", "test", "predict"):
+            message = fail(command, "--ckpt_path", "best", "--name", "tiny")
+            assert "can't write in the folder runs/tiny/version_0 (File too large); give another" in message
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_limits_under_which_nothing_is_evaluated(tiny, run, fail):
+    run("fit", "--config", tiny)
+    for command, name in (("validate", "val"), ("test", "test"), ("predict", "predict")):
+        limit = f"trainer.limit_{name}_batches"
+        assert f"{limit} 0: of 1 batches none" in fail(
+            command, "--ckpt_path", "best", "--name", "tiny", f"--{limit}", "0"
+        )
 
 
 def test_checkpoint_of_another_model_names_what_differs(tiny, run, fail, tmp_path):

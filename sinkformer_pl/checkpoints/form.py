@@ -1,0 +1,104 @@
+"""What a checkpoint has to hold, beside bytes that are intact: one that was put together by hand may not."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.errors import UserError
+
+CONFIG_KEY = "sinkformer_pl_config"
+METRICS_KEY = "sinkformer_pl_metrics"
+CLASSES_KEY = "sinkformer_pl_classes"
+
+_PROGRESS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
+
+
+def require_form(checkpoint: Any, path: str | Path) -> None:
+    """Check that something is a checkpoint of a task.
+
+    Args:
+        checkpoint: what was loaded.
+        path: for the message.
+
+    Raises:
+        UserError: names the first entry that is missing or of another kind than it must be.
+    """
+    entries: dict[str, Callable[[Any], bool]] = {
+        "state_dict": _is_weights,
+        "hyper_parameters": lambda value: isinstance(value, Mapping) and _is_plain(value),
+        "pytorch-lightning_version": lambda value: isinstance(value, str) and value[:1].isdecimal(),
+        "callbacks": lambda value: isinstance(value, Mapping | None),
+        CONFIG_KEY: lambda value: value is None or (isinstance(value, Mapping) and _is_plain(value)),
+        METRICS_KEY: lambda value: value is None or isinstance(value, Mapping),
+        CLASSES_KEY: lambda value: (
+            value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        ),
+    }
+    _require(checkpoint if isinstance(checkpoint, Mapping) else {}, entries, path)
+
+
+def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a checkpoint holds the state of a training to go on with.
+
+    Args:
+        checkpoint: what `read_checkpoint` gives.
+        path: for the message.
+
+    Raises:
+        UserError: it has weights alone; or names the first entry that isn't what it must be.
+    """
+    if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        raise UserError(
+            f"--ckpt_path {path}: it has weights alone, not the state of a training to go on with; give one that fit "
+            "wrote"
+        )
+    progress: Any = checkpoint
+    for key in _PROGRESS:
+        progress = progress.get(key) if isinstance(progress, Mapping) else None
+    entries: dict[str, Callable[[Any], bool]] = {
+        ".".join(_PROGRESS): _is_count,
+        "global_step": _is_count,
+        "epoch": _is_count,
+        "optimizer_states": lambda value: _is_single(value) and {"state", "param_groups"} <= value[0].keys(),
+        "lr_schedulers": _is_single,
+        "callbacks": lambda value: isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()),
+    }
+    _require({**checkpoint, ".".join(_PROGRESS): progress}, entries, path)
+    broken = [name for name, value in checkpoint["state_dict"].items() if bool(value.isnan().any())]
+    if broken:
+        raise UserError(f"checkpoint {path}: {broken[0]} is not finite, so no training can go on from it; give another")
+
+
+def _require(checkpoint: Mapping[str, Any], entries: Mapping[str, Callable[[Any], bool]], path: str | Path) -> None:
+    for key, fits in entries.items():
+        if not fits(checkpoint.get(key)):
+            what = "is not what it must be" if checkpoint.get(key) is not None else "is missing"
+            raise UserError(
+                f"checkpoint {path}: its '{key}' {what}, so it isn't one of a task here; give one that fit wrote"
+            )
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(v, Tensor) and v.layout == torch.strided and v.device.type != "meta" for v in value.values()
+    )
+
+
+def _is_plain(value: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping)
