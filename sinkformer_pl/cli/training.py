@@ -1,5 +1,6 @@
 """fit, validate, test and predict, on LightningCLI."""
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ from sinkformer_pl.runs import (
     StopSignals,
 )
 from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, require_name
+from sinkformer_pl.runs.lock import hold
 from sinkformer_pl.tasks import Classifier
 
 
@@ -106,6 +108,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, arguments: Arguments, signals: StopSignals) -> None:
         self.arguments = arguments
         self.signals = signals
+        self.held = contextlib.ExitStack()
         super().__init__(
             Classifier,
             ClassificationData,
@@ -251,6 +254,8 @@ class TrainingCLI(LightningCLI):
             require_others(self.trainer)
             raise_with_remedy(error)
             raise
+        finally:
+            self.held.close()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -279,7 +284,11 @@ class TrainingCLI(LightningCLI):
         return self.arguments.checkpoint
 
     def _loggers(self) -> list[Any]:
-        tensorboard = TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
+        # What was logged after the checkpoint is logged again.
+        purge_step = self.arguments.content["global_step"] if self.goes_on and self.arguments.content else None
+        tensorboard = TensorBoardLogger(
+            self.folder, name="", version="", default_hp_metric=False, purge_step=purge_step
+        )
         return [AppendingCSVLogger(self.folder), tensorboard]
 
     def _best_checkpoint(self, *, validating: bool) -> BestCheckpoint:
@@ -335,6 +344,8 @@ class TrainingCLI(LightningCLI):
             if self._keeps():
                 self._make_folder()
                 require_room(self.folder)
+                if self.arguments.command == "fit":
+                    self.held.enter_context(hold(self.folder))
         except OSError as error:
             raise UserError(
                 f"trainer.default_root_dir: can't write in the folder {self.folder} ({error.strerror}); give "

@@ -4,12 +4,15 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint
 from sinkformer_pl.data import ProceduralShapes
@@ -123,6 +126,41 @@ def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
     run("fit", "--config", "runs/tiny/version_0/config.yaml")
     first, second = ((tmp_path / f"runs/tiny/version_{k}/metrics.csv").read_text() for k in (0, 1))
     assert first == second
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from sinkformer_pl.runs.lock import hold
+
+held = hold(Path("runs/tiny/version_0"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny, run, fail, tmp_path):
+    run("fit", "--config", tiny)
+    other = subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        more = ["fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+        assert "runs/tiny/version_0: another process trains there" in fail(*more)
+        run("test", "--ckpt_path", "last", "--name", "tiny")
+    finally:
+        other.kill()
+        other.wait()
+    run(*more)
+
+
+def test_tensorboard_forgets_what_came_after_the_checkpoint(tiny, run, tmp_path):
+    run("fit", "--config", tiny, "--trainer.max_epochs", "2")
+    folder = tmp_path / "runs/tiny/version_0"
+    first = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    run("fit", "--config", tiny, "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    newest = max(folder.glob("events.*"), key=lambda path: path.stat().st_mtime)
+    marks = [event.step for event in EventFileLoader(str(newest)).Load() if event.session_log.status == 1]
+    assert marks == [first]
 
 
 def test_two_runs_that_begin_at_once_have_a_folder_each(tiny, run, tmp_path, monkeypatch):

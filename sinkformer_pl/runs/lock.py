@@ -1,0 +1,33 @@
+"""One training in a folder at a time."""
+
+import fcntl
+from pathlib import Path
+from typing import TextIO
+
+from sinkformer_pl.errors import UserError
+
+LOCK = ".lock"
+
+
+def hold(folder: Path) -> TextIO:
+    """Keep other processes from training in a folder, until the file that this returns is closed or the process ends.
+
+    File systems without locks keep nobody away.
+
+    Args:
+        folder: of a run.
+
+    Raises:
+        UserError: another process trains there.
+        OSError: the file can't be made.
+    """
+    file = (folder / LOCK).open("a")
+    try:
+        # Not flock, which loader processes that outlive the training by seconds would hold on.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(f"{folder}: another process trains there; wait for its end, or end it") from None
+    except OSError:
+        pass
+    return file
