@@ -2,9 +2,13 @@
 
 import hashlib
 import shutil
+import tempfile
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from sinkformer_pl.data.reading import open_file
 from sinkformer_pl.errors import UserError
 
 
@@ -21,14 +25,14 @@ def obtain(url: str, checksum: str, archive: Path, folder: Path) -> Path:
         `archive`, or the file in `folder`.
 
     Raises:
-        UserError: another checksum: damaged, incomplete or not the published archive.
+        UserError: another checksum: damaged, incomplete or not the published archive; or no file.
         OSError: no network, or no permission to read or write.
         http.client.HTTPException: a broken answer.
     """
     ready = archive.exists()
     source = archive if ready else _download(url, folder / archive.name)
     algorithm, _, wanted = checksum.partition(":")
-    with source.open("rb") as file:
+    with open_file(source) as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found == wanted:
         return source
@@ -36,6 +40,22 @@ def obtain(url: str, checksum: str, archive: Path, folder: Path) -> Path:
     if ready:
         raise UserError(f"{archive}: {cause}; put {url} there, or unpack it yourself if it is meant to be another")
     raise UserError(f"{url}: {cause}; try again, or put it there as {archive}")
+
+
+@contextmanager
+def folder_within(root: Path) -> Iterator[Path]:
+    """A folder for what isn't complete yet, on the disk of `root`, which is made where missing; removed at the end.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=root, prefix=".download-")
+    except OSError as error:
+        raise UserError(f"{root}: can't be written ({error.strerror}); give another data.root") from None
+    with folder as name:
+        yield Path(name)
 
 
 def _download(url: str, target: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sinkformer_pl.batch import UNCOUNTED, Sample
 from sinkformer_pl.data.loading import ResumableLoader
+from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import Draw, EpochSampler
+from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -88,17 +91,17 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
         Args:
             classes: class names in the order of their indices, two or more.
-            batch_size: samples per batch and process.
+            batch_size: samples per batch and process, below 2**31.
             num_workers: loader processes per split; the samples are the same for any number.
             val_fraction: share of the training samples that is kept for validation, in (0, 1).
             seed: of the division, the order and everything random about a sample.
 
         Raises:
-            UserError: an argument out of its range, or fewer than two classes.
+            UserError: an argument out of its range, fewer than two classes, or names that don't tell them apart.
         """
         super().__init__()
         for name, value, valid, expected in (
-            ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+            ("batch_size", batch_size, 1 <= batch_size < 2**31, "1 or more, below 2**31"),
             ("num_workers", num_workers, num_workers >= 0, "0 or more"),
             ("val_fraction", val_fraction, 0 < val_fraction < 1, "a share between 0 and 1, both excluded"),
             ("seed", seed, 0 <= seed < 2**63, "0 or more, below 2**63"),
@@ -106,9 +109,13 @@ class ClassificationData(pl.LightningDataModule, ABC):
             if not valid:
                 raise UserError(f"data.{name} is {value}: give {expected}")
         if len(classes) < 2:
-            raise UserError(f"the data has {len(classes)} classes ({', '.join(classes)}): give data of two or more")
-        if len(set(classes)) < len(classes):
-            raise UserError(f"the data has two classes of one name ({', '.join(classes)}): give each its own")
+            listed = f"one class, {classes[0]}" if classes else "no classes"
+            raise UserError(f"{self.origin}: {listed}; give data of two or more")
+        for name, count in Counter(classes).items():
+            if count > 1:
+                raise UserError(f"{self.origin}: {count} classes of one name, {name}; give each its own")
+            if not is_utf8(name):
+                raise UserError(f"{self.origin}: class {name!a} can't be written as UTF-8; rename it")
         self.classes = tuple(classes)
         self.num_classes = len(self.classes)
         self.batch_size = batch_size
@@ -116,6 +123,11 @@ class ClassificationData(pl.LightningDataModule, ABC):
         self.val_fraction = val_fraction
         self.seed = seed
         self.datasets: dict[Split, LabelledDataset] = {}
+
+    @property
+    def origin(self) -> str:
+        """Where the samples come from, for messages: `root`, where there is one."""
+        return str(getattr(self, "root", type(self).__name__))
 
     @abstractmethod
     def make_datasets(self) -> Mapping[Split, LabelledDataset]:
@@ -137,8 +149,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         """Fill `datasets`, all three splits whatever the stage; once, however often Lightning asks.
 
         Raises:
-            UserError: a split that is missing or without samples, or a target that is no class. A class without
-                samples in a split is only warned about.
+            UserError: a split that is missing or without samples, a target that is no class, or more classes than
+                training samples. A class without samples in a split is only warned about.
         """
         if self.datasets:
             return
@@ -150,10 +162,14 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 f"{type(self).__name__}.make_datasets: return a dictionary with a LabelledDataset for each of "
                 f"{', '.join(get_args(Split))}"
             )
+        if 0 < (samples := len(datasets["train"])) < self.num_classes:
+            raise UserError(
+                f"{self.origin}: {self.num_classes} classes, but {samples} training samples; give more samples, or "
+                "correct the classes"
+            )
         for split, dataset in datasets.items():
             if not len(dataset):
-                remedy = "data to test on" if split == "test" else "more data or another data.val_fraction"
-                raise UserError(f"the {split} split has no samples: give {remedy}")
+                raise UserError(f"{self.origin}: the {split} split has no samples; give some")
             for target in {int(dataset.targets.min()), int(dataset.targets.max())} - {*range(self.num_classes)}:
                 raise UserError(
                     f"{type(self).__name__}: a target of the {split} split is {target}; give places in its classes, "
@@ -168,6 +184,24 @@ class ClassificationData(pl.LightningDataModule, ABC):
                     stacklevel=2,
                 )
         self.datasets = dict(datasets)
+
+    def _divide(
+        self, targets: Tensor, groups: Sequence[str] | None = None, *, unit: str = "samples"
+    ) -> tuple[Tensor, Tensor]:
+        """Divide training from validation samples as `stratified_split` does, by `val_fraction` and `seed`.
+
+        Args:
+            targets: (n,) int64 class indices.
+            groups: the n samples' groups, none of which is divided.
+            unit: what is divided, for the message.
+
+        Raises:
+            UserError: nothing is left for validation, since no class has two samples or groups.
+        """
+        train, val = stratified_split(targets, val_fraction=self.val_fraction, seed=self.seed, groups=groups)
+        if len(train) and not len(val):
+            raise UserError(f"{self.origin}: no class has two {unit}, one to train and one to validate on; give more")
+        return train, val
 
     def names(self, split: Split) -> Sequence[str]:
         """Return the name of each sample of a split, in the order of `Batch.index`; after `setup`."""

@@ -1,6 +1,7 @@
 """An archive comes whole or not at all, from a server that does what servers do."""
 
 import hashlib
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -60,6 +61,12 @@ def test_a_download_that_was_cut_off_or_exchanged_is_refused(tmp_path, server, p
 def test_an_answer_of_not_found_is_an_error(tmp_path, server):
     with pytest.raises(OSError, match="404"):
         obtain(f"{server}/absent", CHECKSUM, tmp_path / "a.zip", tmp_path)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(UserError, match=r"a\.zip: not a regular file"):
+        obtain("http://127.0.0.1:9/a.zip", CHECKSUM, tmp_path / "a.zip", tmp_path)
 
 
 def test_what_lies_ready_is_verified_without_a_network(tmp_path):

@@ -91,6 +91,7 @@ def indices(batches: list[tuple[list[int], float]]) -> list[int]:
     ("key", "value"),
     [
         ("batch_size", 0),
+        ("batch_size", 2**31),
         ("num_workers", -1),
         ("val_fraction", 0.0),
         ("val_fraction", 1.0),
@@ -121,10 +122,33 @@ def test_setup_makes_the_datasets_once():
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(UserError, match=r"the val split has no samples: .* another data.val_fraction"):
-        data((10, 0, 5)).setup()
-    with pytest.raises(UserError, match="the test split has no samples: give data to test on"):
-        data((10, 4, 0)).setup()
+    for sizes, split in (((0, 4, 5), "train"), ((10, 0, 5), "val"), ((10, 4, 0), "test")):
+        with pytest.raises(UserError, match=f"NoiseData: the {split} split has no samples; give some"):
+            data(sizes).setup()
+
+
+def test_classes_that_nothing_is_learnt_of_are_refused():
+    with pytest.raises(UserError, match="NoiseData: 3 classes, but 2 training samples; give more samples"):
+        data((2, 4, 5)).setup()
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "here: no classes; give data of two or more"),
+        (["a"], "here: one class, a; give data of two or more"),
+        (["a", "b", "a"], "here: 2 classes of one name, a; give each its own"),
+        (["a", "\ud800"], r"here: class '\\ud800' can't be written as UTF-8; rename it"),
+    ],
+)
+def test_classes_that_cannot_be_told_apart_are_refused_with_the_root(classes, message):
+    class Rooted(NoiseData):
+        def __init__(self) -> None:
+            self.root = Path("here")
+            ClassificationData.__init__(self, classes)
+
+    with pytest.raises(UserError, match=message):
+        Rooted()
 
 
 def test_classes_absent_from_a_split_are_counted():
@@ -148,13 +172,12 @@ def test_batches_are_padded_and_know_their_samples():
     assert torch.equal(predicted.inputs, first.inputs)
 
 
-@pytest.mark.filterwarnings("ignore:.*no sample in the train split")
 @pytest.mark.parametrize(
     ("size", "batch_size", "sizes"), [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (3, 1, [1, 1, 1]), (1, 4, [1])]
 )
 def test_training_leaves_out_a_last_batch_of_one_only(size, batch_size, sizes):
     module = data((size, 4, 9), batch_size=batch_size)
-    module.setup()
+    module.datasets = module.make_datasets()
     assert [len(batch.index) for batch in module.train_dataloader()] == sizes
     assert sum(len(batch.index) for batch in module.test_dataloader()) == 9
 
