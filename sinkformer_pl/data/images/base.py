@@ -13,7 +13,6 @@ from torchvision.transforms import v2
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.images.decoding import decode_image
 from sinkformer_pl.data.sampling import Draw
-from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
 
 STATISTICS_SIZE = 1000
@@ -165,7 +164,7 @@ class ImageData(ClassificationData, ABC):
         assert test_images is not None
         train = _all(train_images)
         if val_images is None:
-            train, val = stratified_split(train_images.targets, val_fraction=self.val_fraction, seed=self.seed)
+            train, val = self._divide(train_images.targets)
             val_images = train_images
         else:
             val = _all(val_images)

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from sinkformer_pl.data.reading import cause, open_file
 from sinkformer_pl.errors import UserError
 
 
@@ -33,7 +34,7 @@ def decode_image(path: Path, channels: int) -> Tensor:
     """
     # Broken bytes make Pillow's decoders raise nearly anything.
     try:
-        with Image.open(path) as file:
+        with open_file(path) as stream, Image.open(stream) as file:
             _require_content(file, path)
             image = ImageOps.exif_transpose(file)
             pixels = _wide_grey(image) if image.mode[0] in "IF" else _eight_bits(image, channels)
@@ -79,8 +80,8 @@ def _require_content(image: Image.Image, path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    cause = "no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-    return UserError(f"{path}: can't be decoded ({' '.join(cause.split())}); replace or remove the file")
+    why = "no image" if isinstance(error, UnidentifiedImageError) else cause(error)
+    return UserError(f"{path}: can't be decoded ({why}); replace or remove the file")
 
 
 def _wide_grey(image: Image.Image) -> Tensor:
@@ -101,7 +102,7 @@ def _eight_bits(image: Image.Image, channels: int) -> Tensor:
 
 def _problem(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
+        with open_file(path) as stream, Image.open(stream) as image:
             photo = image.format in ("JPEG", "MPO")
             if photo:
                 _require_content(image, path)

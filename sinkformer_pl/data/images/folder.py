@@ -1,19 +1,19 @@
 """Images of the user's own: a folder for each class."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.decoding import check_images
+from sinkformer_pl.data.reading import files_below, is_folder, list_folder
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
-LAYOUT = "train/CLASS/* and test/CLASS/*"
+LAYOUT = "train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*"
 
 
 class ImageFolder(ImageData):
@@ -48,11 +48,11 @@ class ImageFolder(ImageData):
         """
         self.root = Path(root)
         self.check_files = check_files
-        parts = [part for part in ("train", "test", "val") if (self.root / part).is_dir()]
+        parts = [part for part in ("train", "test", "val") if is_folder(self.root / part)]
         if {"train", "test"} - set(parts):
             raise UserError(f"{self.root}: found {_found(self.root)}; expected {LAYOUT}")
         self.parts = parts
-        classes = sorted({name for part in parts for name in _folders(self.root / part)})
+        classes = sorted({folder.name for part in parts for folder in list_folder(self.root / part)[0]})
         if not classes:
             raise UserError(f"{self.root}/train: found {_found(self.root / 'train')}; expected {LAYOUT}")
         super().__init__(classes, crop_area=crop_area, flip=flip, **kwargs)
@@ -60,50 +60,43 @@ class ImageFolder(ImageData):
             warn_if_unused(self.val_fraction, f"{self.root}/val")
 
     def load(self) -> ImageSource:
-        """Find the files, in an order that doesn't depend on the file system."""
+        """Find the files, in an order that doesn't depend on the file system.
+
+        Raises:
+            UserError: a part without images, or a folder that can't be read.
+        """
         files = {part: self._files(part) for part in self.parts}
         if self.check_files:
             check_images({part: images.images for part, images in files.items()})  # type: ignore[misc]
         return ImageSource(**files)
 
     def _files(self, part: str) -> Images:
-        indices = {name: index for index, name in enumerate(self.classes)}
-        found = make_dataset(self.root / part, indices, extensions=IMG_EXTENSIONS, allow_empty=True)
-        files = [(Path(file), target) for file, target in found if not Path(file).name.startswith(".")]
-        self._warn_of_others(part)
-        return Images(
-            images=[file for file, _ in files],
-            targets=torch.tensor([target for _, target in files], dtype=torch.int64),
-            names=[file.relative_to(self.root).as_posix() for file, _ in files],
-        )
-
-    def _warn_of_others(self, part: str) -> None:
-        others = [
-            Path(folder, name)
-            for label in self.classes
-            for folder, _, names in os.walk(self.root / part / label, followlinks=True)
-            for name in names
-            if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)
-        ]
+        folders = [(self.root / part / name, target) for target, name in enumerate(self.classes)]
+        files = [(file, target) for folder, target in folders if is_folder(folder) for file in files_below(folder)]
+        images = [(file, target) for file, target in files if _is_image(file)]
+        if not images:
+            found = _found(self.root / part)
+            raise UserError(f"{self.root / part}: no images in folders of classes; found {found}; expected {LAYOUT}")
+        others = [file for file, _ in files if not _is_image(file)]
         if others:
             rank_zero_warn(
                 f"{self.root / part}: {len(others)} files are no images by their names and are left out, the first is "
                 f"{min(others).name}; images end in {', '.join(IMG_EXTENSIONS)}"
             )
+        return Images(
+            images=[file for file, _ in images],
+            targets=torch.tensor([target for _, target in images], dtype=torch.int64),
+            names=[file.relative_to(self.root).as_posix() for file, _ in images],
+        )
 
 
-def _folders(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{folder}: can't be read ({error.strerror}); give a folder that you may read") from None
+def _is_image(file: Path) -> bool:
+    return file.name.lower().endswith(IMG_EXTENSIONS)
 
 
 def _found(folder: Path) -> str:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return "a file" if folder.exists() else "no such folder"
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: can't be read ({error.strerror}); give a folder that you may read") from None
+    folders, files = list_folder(folder)
+    names = sorted([path.name for path in folders] + [f"{path.name} (a file)" for path in files])
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"

@@ -1,8 +1,9 @@
 """Published sets of images, fetched and read by torchvision."""
 
+import math
 import os
 import socket
-import tempfile
+import struct
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,13 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from sinkformer_pl.data.archives import folder_within
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.decoding import check_images
 from sinkformer_pl.errors import UserError
+
+_UNSIGNED_BYTES = 8
+"""What MNIST's format calls them."""
 
 
 class TorchvisionImages(ImageData):
@@ -58,10 +63,9 @@ class TorchvisionImages(ImageData):
         # torchvision sets no limit, so that a silent server would hold the run forever.
         socket.setdefaulttimeout(60)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=".download-") as folder:
-                self._part(Path(folder), train=True, download=True)
-                _move(Path(folder), self.root)
+            with folder_within(self.root) as folder:
+                self._part(folder, train=True, download=True)
+                _move(folder, self.root)
         except OSError as error:
             raise UserError(f"{self.root}: can't be written ({error.strerror}); give another data.root") from None
         finally:
@@ -89,14 +93,28 @@ class TorchvisionImages(ImageData):
             cause = cause.split(". You can use download=True")[0]
             what = "can't be fetched" if download else "can't be read"
             remedy = f"put {self.files.format(root=self.root)}" + ", or set data.download=true" * (not self.download)
+            if not download and (above := self._above(root)):
+                remedy = f"it is in {above}: give that as data.root"
             raise UserError(f"{self.root}: {name} {what} ({cause}); {remedy}") from None
-        largest = max(images.targets.tolist(), default=0)
-        if len(images.targets) != len(images.images) or largest >= self.num_classes:
+        labels = images.targets.tolist()
+        smallest, largest = min(labels, default=0), max(labels, default=0)
+        if len(labels) != len(images.images) or smallest < 0 or largest >= self.num_classes:
             raise UserError(
-                f"{self.root}: {name} has {len(images.images)} images, {len(images.targets)} labels up to {largest}, "
-                f"but {self.num_classes} classes; put {self.files.format(root=self.root)}"
+                f"{self.root}: {name} has {len(images.images)} {'training' if train else 'test'} images, {len(labels)} "
+                f"labels from {smallest} to {largest}, but {self.num_classes} classes, from 0 on; put "
+                f"{self.files.format(root=self.root)}"
             )
         return images
+
+    def _above(self, root: Path) -> Path | None:
+        """The folder above `root` that should have been given."""
+        for folder in root.absolute().parents[:2]:
+            try:
+                self.read(folder, train=True, download=False)
+            except Exception:
+                continue
+            return folder
+        return None
 
 
 class MNIST(TorchvisionImages):
@@ -122,6 +140,9 @@ class MNIST(TorchvisionImages):
 
     def read(self, root: Path, *, train: bool, download: bool) -> Images:
         """Read one part into memory."""
+        if not download:
+            for address, _ in self.source.resources:
+                _check_idx(root / type(self).__name__ / "raw" / Path(address).stem)
         found = self.source(root, train=train, download=download)
         return Images(found.data[:, None], found.targets, _numbered(train, len(found.data)))
 
@@ -255,6 +276,24 @@ class OxfordPets(TorchvisionImages):
         if absent:
             raise FileNotFoundError(f"{len(absent)} images are missing, such as {absent[0]}")
         return Images(files, targets, names)
+
+
+def _check_idx(path: Path) -> None:
+    """Say what is wrong with a file of MNIST's format, of which torchvision only says that something is."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.name}")
+    kind, dimensions = ("images", 3) if "images" in path.name else ("labels", 1)
+    with path.open("rb") as file:
+        header = file.read(4 + 4 * dimensions)
+    if header.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{path.name} is a gzip archive, not unpacked")
+    if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, _UNSIGNED_BYTES, dimensions)):
+        raise ValueError(f"{path.name} is no idx file of {kind}")
+    size, declared = path.stat().st_size - len(header), math.prod(struct.unpack(f">{dimensions}I", header[4:]))
+    if not declared:
+        raise ValueError(f"{path.name} has no {kind}")
+    if size != declared:
+        raise ValueError(f"{path.name} has {size} bytes of {kind}, but its header says {declared}")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of image files."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_a_root_of_another_layout_is_refused_with_what_was_found(tmp_path):
     write(tmp_path / "photos", "train")
     with pytest.raises(UserError, match=f"{tmp_path}: found photos; expected"):
         ImageFolder(tmp_path)
+    (tmp_path / "photos" / "test").write_text("")
+    with pytest.raises(UserError, match=r"photos: found test \(a file\), train; expected"):
+        ImageFolder(tmp_path / "photos")
+    (tmp_path / "photos" / "test").unlink()
     with pytest.raises(UserError, match="photos: found train; expected"):
         ImageFolder(tmp_path / "photos")
     with pytest.raises(UserError, match=r"0\.png: found a file"):
@@ -94,20 +99,29 @@ def test_a_root_of_another_layout_is_refused_with_what_was_found(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     (tmp_path / "train" / "cat.0.jpg").write_text("")
-    with pytest.raises(UserError, match=r"train: found cat\.0\.jpg; expected train/CLASS"):
+    with pytest.raises(UserError, match=r"train: found cat\.0\.jpg \(a file\); expected train/CLASS"):
         ImageFolder(tmp_path)
 
 
-def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["test", "test/cat", "train/cat/deeper", "train/cat/0.png"])
+def test_what_cannot_be_read_is_named_rather_than_left_out(here, refused, name):
+    write(here)
+    (here / "train" / "cat" / "deeper").mkdir()
+    ready(here)
+    with refused(here / name), pytest.raises(UserError, match=rf"^{name}: can't be read \(Permission denied\)"):
+        ready(here)
+
+
+def test_a_name_that_predictions_could_not_hold_and_a_pipe_are_refused(tmp_path):
     write(tmp_path)
-
-    def refuse(self: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    # Not by its mode, which doesn't hold for an administrator.
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UserError, match=f"{tmp_path}/train: can't be read .Permission denied."):
-        ImageFolder(tmp_path)
+    os.mkfifo(tmp_path / "test" / "cat" / "x.png")
+    with pytest.raises(UserError, match=r"test/cat/x\.png: not a regular file"):
+        ready(tmp_path)
+    with pytest.raises(UserError, match=r"test/cat/x\.png: not a regular file"):
+        list(ready(tmp_path, check_files=False).test_dataloader())
+    (tmp_path / "test" / "cat" / "x.png").rename(tmp_path / "test" / "cat" / os.fsdecode(b"\xff.png"))
+    with pytest.raises(UserError, match=r"test/cat/\\xff\.png: a name that isn't UTF-8"):
+        ready(tmp_path)
 
 
 def test_classes_without_images_are_warned_about(tmp_path):
@@ -123,14 +137,28 @@ def test_classes_without_images_are_warned_about(tmp_path):
     assert "2 of 3 classes have no sample in the test split: ant, bee" in messages
     for folder in (tmp_path / "test").iterdir():
         shutil.rmtree(folder)
-    with pytest.raises(UserError, match="the test split has no samples"):
+    (tmp_path / "test" / "0.png").touch()
+    with pytest.raises(UserError, match=rf"{tmp_path}/test: no images in folders of classes; found 0.png \(a file\);"):
         ready(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*no sample")
 def test_no_training_images(tmp_path):
     write(tmp_path, count=0)
-    with pytest.raises(UserError, match="the train split has no samples"):
+    with pytest.raises(UserError, match=f"{tmp_path}/train: no images in folders of classes; found ant, cat; expected"):
+        ready(tmp_path)
+
+
+def test_an_empty_folder_of_validation_images_is_named(tmp_path):
+    write(tmp_path)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path}/val: no images .* found an empty folder; expected"):
+        ready(tmp_path)
+
+
+def test_one_image_of_each_class_cannot_be_divided(tmp_path):
+    write(tmp_path, count=1)
+    with pytest.raises(UserError, match=f"{tmp_path}: no class has two samples, one to train and one to validate on"):
         ready(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import threading
@@ -97,15 +98,48 @@ def test_real_mnist_gives_the_same_epoch_for_any_number_of_workers(real_data):
     assert all(map(torch.equal, *epochs))
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: b"<html>", lambda content: b""])
-@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_damaged_files_are_an_error_of_the_root(tmp_path, real_data, name, damage):
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda content: content[:3000], r"has \d+ bytes of \w+, but its header says \d+"),
+        (lambda content: content + b"x", r"has \d+ bytes of \w+, but its header says \d+"),
+        (lambda content: content[:4] + bytes(12), "has no"),
+        (lambda content: content[:6], "is no idx file of"),
+        (lambda content: b"\0\0\x0d" + content[3:], "is no idx file of"),
+        (lambda content: b"<html>" * 100, "is no idx file of"),
+        (lambda content: b"", "is no idx file of"),
+        (gzip.compress, "is a gzip archive, not unpacked"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
+def test_a_damaged_file_is_named_with_its_damage(tmp_path, real_data, name, damage, cause):
     shutil.copytree(real_data / "torchvision", tmp_path / "root", copy_function=shutil.copyfile)
     path = tmp_path / "root" / "MNIST" / "raw" / name
     path.parent.chmod(0o755)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"{tmp_path}/root: MNIST .*put .* into {tmp_path}/root/MNIST/raw"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/root: MNIST can't be read \({name} {cause}.*put .* into {tmp_path}"
+    ):
         ready(MNIST(tmp_path / "root"))
+
+
+def test_a_missing_file_and_a_pipe_are_named(tmp_path, real_data):
+    shutil.copytree(real_data / "torchvision", tmp_path / "root", copy_function=shutil.copyfile)
+    path = tmp_path / "root" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.parent.chmod(0o755)
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"MNIST can't be read \(no file t10k-labels-idx1-ubyte\); put"):
+            ready(MNIST(tmp_path / "root"))
+        if not path.exists():
+            os.mkfifo(path)
+
+
+@pytest.mark.parametrize("place", ["MNIST", "MNIST/raw"])
+def test_a_root_too_deep_is_told_the_right_one(real_data, place):
+    root = real_data / "torchvision"
+    with pytest.raises(UserError, match=rf"{root}/{place}: MNIST can't be read .*; it is in {root}: give that"):
+        ready(MNIST(root / place))
 
 
 @pytest.fixture
@@ -152,7 +186,7 @@ def test_labels_out_of_range_are_an_error(tmp_path, real_data):
     shutil.copytree(real_data / "torchvision", tmp_path / "root", copy_function=shutil.copyfile)
     path = tmp_path / "root" / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x0b")
-    with pytest.raises(UserError, match="5000 labels up to 11, but 10 classes"):
+    with pytest.raises(UserError, match="5000 training images, 5000 labels from 0 to 11, but 10 classes"):
         ready(MNIST(tmp_path / "root"))
 
 
@@ -219,6 +253,10 @@ def test_pets_in_their_own_layout(tmp_path):
     (tmp_path / "oxford-iiit-pet" / "images" / "Pug_test_1.jpg").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"Pug_test_1\.jpg: can't be decoded"):
         ready(OxfordPets(tmp_path))
+    numbered_from_zero = tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt"
+    numbered_from_zero.write_text(numbered_from_zero.read_text().replace("Pug_test_1 26", "Pug_test_1 0"))
+    with pytest.raises(UserError, match=r"74 test images, 74 labels from -1 to 36, but 37 classes"):
+        ready(OxfordPets(tmp_path, check_files=False))
     (tmp_path / "oxford-iiit-pet" / "images" / "Pug_test_1.jpg").unlink()
     with pytest.raises(UserError, match=r"1 images are missing, such as Pug_test_1\.jpg\); put the folders"):
         ready(OxfordPets(tmp_path))
