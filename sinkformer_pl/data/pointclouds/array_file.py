@@ -1,7 +1,6 @@
 """One file with all clouds as arrays: .npz or HDF5."""
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from sinkformer_pl.data.pointclouds.base import Clouds, Source
+from sinkformer_pl.data.reading import cause, open_file
 from sinkformer_pl.errors import UserError
 
 ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
@@ -41,10 +41,12 @@ def read_array_classes(path: Path) -> tuple[str, ...]:
                     "with the names of all"
                 )
             return tuple(str(label) for label in range(largest + 1))
-        names = _array(file, ("classes",), path).ravel().tolist()
-    classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        classes = tuple(_text(name, path) for name in _array(file, ("classes",), path).ravel().tolist())
     if largest >= len(classes):
         raise UserError(f"{path}: label {largest} for {len(classes)} classes; labels are indices into classes")
+    # Here already, since a network and a confusion matrix are made of them before the points are read.
+    if len(labels[0]) < len(classes):
+        raise UserError(f"{path}: {len(classes)} classes for {len(labels[0])} training clouds; correct array classes")
     return classes
 
 
@@ -62,6 +64,9 @@ def load_array_file(path: Path) -> Source:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Mapping[str, Any]]:
+    # Before the libraries, which take long words to say that they may not read a file, or wait for a pipe.
+    open_file(path).close()
+    # Broken bytes and other people's formats make both raise nearly anything, also when an array is asked for.
     try:
         if path.suffix == ".npz":
             if not zipfile.is_zipfile(path):
@@ -71,8 +76,10 @@ def _open(path: Path) -> Iterator[Mapping[str, Any]]:
         else:
             with _h5py().File(path, "r") as file:
                 yield file
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a complete {path.suffix} file") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({cause(error)}); give a complete {path.suffix} file") from None
 
 
 def _h5py() -> Any:
@@ -90,7 +97,9 @@ def _array(file: Mapping[str, Any], names: tuple[str, ...], path: Path) -> np.nd
     try:
         return np.asarray(file[present[0]])
     except ValueError as error:
-        raise UserError(f"{path}: array {present[0]} cannot be read ({error}); store plain numbers or text") from None
+        raise UserError(
+            f"{path}: array {present[0]} cannot be read ({cause(error)}); store plain numbers or text"
+        ) from None
 
 
 def _labels(file: Mapping[str, Any], part: str, path: Path) -> np.ndarray:
@@ -99,10 +108,17 @@ def _labels(file: Mapping[str, Any], part: str, path: Path) -> np.ndarray:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {part} labels are {labels.dtype} {labels.shape}; store integers (n,)")
-    labels = labels.astype(np.int64)
-    if len(labels) and int(labels.min()) < 0:
-        raise UserError(f"{path}: {part} label {labels.min()}; labels start at 0")
-    return labels
+    for label in (labels.min(), labels.max()) if len(labels) else ():
+        if not 0 <= int(label) < 2**63:
+            raise UserError(f"{path}: {part} label {label}; labels start at 0 and count the classes")
+    return labels.astype(np.int64)
+
+
+def _text(name: Any, path: Path) -> str:
+    try:
+        return name.decode() if isinstance(name, bytes) else str(name)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: class name {name!r} isn't UTF-8; store text") from None
 
 
 def _clouds(file: Mapping[str, Any], part: str, path: Path) -> Clouds:

@@ -12,7 +12,6 @@ from sinkformer_pl.data.classification import ClassificationData, LabelledDatase
 from sinkformer_pl.data.pointclouds.mesh import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation, standardize
 from sinkformer_pl.data.sampling import Draw
-from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
 
 
@@ -118,11 +117,6 @@ class PointCloudData(ClassificationData, ABC):
         self.standardize = standardize
         self.augmentation = augmentation
 
-    @property
-    def origin(self) -> str:
-        """Where the clouds come from, for messages about one of them."""
-        return type(self).__name__
-
     @abstractmethod
     def load(self) -> Source:
         """Read or make all clouds; validation is divided from the training clouds afterwards."""
@@ -136,7 +130,7 @@ class PointCloudData(ClassificationData, ABC):
         source = self.load()
         for clouds in source:
             self._check(clouds)
-        train, val = stratified_split(source.train.targets, val_fraction=self.val_fraction, seed=self.seed)
+        train, val = self._divide(source.train.targets)
         return {
             "train": self._dataset(source.train, train, self.augmentation),
             "val": self._dataset(source.train, val, None),

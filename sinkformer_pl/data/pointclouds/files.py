@@ -7,6 +7,7 @@ from sinkformer_pl.data.pointclouds.array_file import ARRAY_SUFFIXES, load_array
 from sinkformer_pl.data.pointclouds.base import PointCloudData, Source
 from sinkformer_pl.data.pointclouds.mesh_folder import LAYOUT, MeshFolder, find_mesh_folder, load_mesh_folder
 from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES, ModelNetName, fetch_modelnet
+from sinkformer_pl.data.reading import is_folder
 from sinkformer_pl.errors import UserError
 
 
@@ -47,11 +48,6 @@ class PointClouds(PointCloudData):
                 f"data.num_points is {self.num_points}: give at most data.pool_size, {pool_size}, or raise it"
             )
 
-    @property
-    def origin(self) -> str:
-        """Where the clouds come from, for messages about one of them."""
-        return str(self.root)
-
     def prepare_data(self) -> None:
         """Fetch what is missing and fill the cache; Lightning calls this in one process only."""
         if self.root.is_file():
@@ -77,7 +73,8 @@ class PointClouds(PointCloudData):
     def _find_classes(self) -> tuple[str, ...]:
         if self.root.is_file():
             if self.root.suffix not in ARRAY_SUFFIXES:
-                raise UserError(f"{self.root}: not one of {', '.join(ARRAY_SUFFIXES)}; give such a file or a folder")
+                listed = ", ".join(ARRAY_SUFFIXES)
+                raise UserError(f"{self.root}: not one of {listed}, in small letters; give such a file or a folder")
             return read_array_classes(self.root)
         folder = self._folder()
         if folder is not None:
@@ -88,4 +85,6 @@ class PointClouds(PointCloudData):
             raise UserError(
                 f"{self.root}: no such file or folder; set data.root to that of the clouds, or data.download=ModelNet10"
             )
+        if not is_folder(self.root):
+            raise UserError(f"{self.root}: neither a regular file nor a folder; give one of both")
         raise UserError(f"{self.root}: no meshes; expected {LAYOUT}, or set data.download=ModelNet10")

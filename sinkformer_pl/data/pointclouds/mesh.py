@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sinkformer_pl.data.reading import cause, open_file
 from sinkformer_pl.errors import UserError
 
 LARGEST = 1e15
@@ -41,8 +42,8 @@ def read_off(path: str | Path) -> Mesh:
 
     Raises:
         UserError: whatever is wrong with the file, so that no mesh is read in part or holds numbers without a
-            meaning: not an .off file, fewer or more lines than declared, values that are not finite numbers, indices
-            of no vertex, no faces, no surface.
+            meaning: not to be read, not an .off file, fewer or more lines than declared, values that are not finite
+            numbers, indices of no vertex, no faces, no surface.
     """
     try:
         lines = _lines(Path(path))
@@ -51,8 +52,6 @@ def read_off(path: str | Path) -> Mesh:
         _check_surface(mesh)
     except _OffError as error:
         raise UserError(f"{path}: {error}; repair or remove the file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a readable .off file") from None
     return mesh
 
 
@@ -84,8 +83,10 @@ class _OffError(Exception):
 
 def _lines(path: Path) -> list[str]:
     """Return the lines that say something, without comments, and without the header's `OFF`."""
+    with open_file(path) as file:
+        content = file.read()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise _OffError("not a text file") from None
     lines = text.splitlines()
@@ -126,15 +127,17 @@ def _vertices(lines: list[str]) -> NDArray[np.float64]:
     try:
         vertices = np.loadtxt(lines, dtype=np.float64, comments=None, ndmin=2)
     except ValueError as error:
-        raise _OffError(f"a vertex is not three numbers ({str(error).splitlines()[0]})") from None
+        # Behind the semicolon is advice about arguments of numpy.
+        said = cause(error).partition(";")[0]
+        raise _OffError(f"a vertex is not three numbers ({said})") from None
     if vertices.shape[1] != 3:
         raise _OffError(f"vertices have {vertices.shape[1]} numbers in place of 3")
-    for bad, cause in (
+    for bad, what in (
         (~np.isfinite(vertices), "is not finite"),
         (np.abs(vertices) > LARGEST, f"is further than {LARGEST:g} from the origin, too far for single precision"),
     ):
         if bad.any():
-            raise _OffError(f"vertex {int(bad.any(axis=1).argmax())} {cause}")
+            raise _OffError(f"vertex {int(bad.any(axis=1).argmax())} {what}")
     return vertices
 
 

@@ -3,15 +3,16 @@
 import hashlib
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 
 from sinkformer_pl.data.pointclouds.base import Clouds, Source
 from sinkformer_pl.data.pointclouds.mesh import read_off, sample_surface
+from sinkformer_pl.data.reading import cause, files_ending, is_folder, list_folder
 from sinkformer_pl.errors import UserError
 
 LAYOUT = "<class>/train/*.off and <class>/test/*.off, in it or in its folder raw, ModelNet10 or ModelNet40"
@@ -61,16 +62,13 @@ def load_mesh_folder(folder: MeshFolder, *, pool_size: int, cache: Path | None) 
         cache: a folder for one file per state of the meshes and `pool_size`; made where missing. None for no cache.
 
     Raises:
-        UserError: no meshes to train on or none to test on, a mesh that cannot be read, or a damaged cache file.
+        UserError: no meshes to train on or none to test on, or a mesh that cannot be read. A cache that can't be read
+            or written is only warned about.
     """
-    files = _files(folder)
-    for part in _PARTS:
-        if not files[part]:
-            raise UserError(f"{folder.path}: no meshes in <class>/{part}; put some there, as files *.off")
+    files = {part: _files(folder, part) for part in _PARTS}
     path = cache / f"meshes-{_key(files, folder.path, pool_size)}.npz" if cache else None
-    if path is not None and path.exists():
-        pools = _read_pools(path)
-    else:
+    pools = _read_pools(path, {part: (len(files[part]), pool_size, 3) for part in _PARTS}) if path else None
+    if pools is None:
         pools = {part: _draw(files[part], folder.path, pool_size) for part in _PARTS}
         if path is not None:
             _write_pools(path, pools)
@@ -78,23 +76,21 @@ def load_mesh_folder(folder: MeshFolder, *, pool_size: int, cache: Path | None) 
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return ()
-    children = (child for child in folder.iterdir() if not child.name.startswith("."))
-    return tuple(sorted(child.name for child in children if any((child / part).is_dir() for part in _PARTS)))
+    children, _ = list_folder(folder)
+    return tuple(child.name for child in children if any(is_folder(child / part) for part in _PARTS))
 
 
-def _files(folder: MeshFolder) -> dict[str, list[Path]]:
-    """List the meshes of each part by class and name, so that no order depends on the file system."""
-    return {
-        part: [
-            file
-            for name in folder.classes
-            for file in sorted((folder.path / name / part).glob("*.off"))
-            if not file.name.startswith(".")
-        ]
-        for part in _PARTS
-    }
+def _files(folder: MeshFolder, part: str) -> list[Path]:
+    """List the meshes of a part by class and name, so that no order depends on the file system."""
+    places = [place for name in folder.classes if is_folder(place := folder.path / name / part)]
+    files = [file for place in places for file in files_ending(place, ".off")]
+    if not files:
+        others = [file.name for place in places for file in list_folder(place)[1]]
+        found = f", but {len(others)} other files, such as {others[0]}" if others else ""
+        raise UserError(f"{folder.path}: no meshes in <class>/{part}{found}; put some there, as files *.off")
+    return files
 
 
 def _name(file: Path, root: Path) -> str:
@@ -126,21 +122,30 @@ def _clouds(pools: np.ndarray, files: list[Path], folder: MeshFolder) -> Clouds:
     )
 
 
-def _read_pools(path: Path) -> dict[str, np.ndarray]:
+def _read_pools(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+    """Return what the cache has, None where that is nothing."""
+    # Broken bytes make numpy raise nearly anything.
     try:
+        # Not the path's own method, which raises where it may not look.
+        if not os.path.isfile(path):
+            return None
         with np.load(path) as file:
-            return {part: file[part] for part in _PARTS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged cache ({error}); delete the file") from None
+            pools = {part: file[part] for part in _PARTS}
+        for part, pool in pools.items():
+            if pool.shape != shapes[part] or pool.dtype != np.float32:
+                raise ValueError(f"{part} is {pool.dtype} {pool.shape}")
+    except Exception as error:
+        rank_zero_warn(f"{path}: the cache can't be used ({cause(error)}); points are drawn anew")
+        return None
+    return pools
 
 
 def _write_pools(path: Path, pools: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, train=pools["train"], test=pools["test"])
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".meshes-") as folder:
+            written = Path(folder) / path.name
+            np.savez(written, train=pools["train"], test=pools["test"])
+            os.replace(written, path)
+    except OSError as error:
+        rank_zero_warn(f"{path.parent}: the cache can't be written ({cause(error)}); each run will draw points anew")

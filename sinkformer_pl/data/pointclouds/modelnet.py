@@ -2,12 +2,12 @@
 
 import http.client
 import os
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
-from sinkformer_pl.data.archives import obtain
+from sinkformer_pl.data.archives import folder_within, obtain
 from sinkformer_pl.errors import UserError
 
 ModelNetName = Literal["ModelNet10", "ModelNet40"]
@@ -47,11 +47,11 @@ def fetch_modelnet(name: ModelNetName, root: Path) -> None:
     url = URLS[name]
     archive = root / f"{name}.zip"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as folder:
-            _extract(obtain(url, CHECKSUMS[name], archive, Path(folder)), name, Path(folder))
-            os.replace(Path(folder) / name, root / name)
-    except zipfile.BadZipFile as error:
+        with folder_within(root) as folder:
+            _extract(obtain(url, CHECKSUMS[name], archive, folder), name, folder)
+            os.replace(folder / name, root / name)
+    # A RuntimeError is for what is encrypted or compressed in another way.
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise UserError(f"{archive}: not a complete archive ({error}); put {url} there") from None
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{root}: cannot fetch {name} ({error}); put {url} there as {archive.name}") from None

@@ -10,6 +10,9 @@ from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
 from sinkformer_pl.data.pointclouds.shapes import FAMILIES, sample_shape
 from sinkformer_pl.errors import UserError
 
+LARGEST_NOISE = 1000
+"""In half-sizes; of a shape nothing is left long before."""
+
 
 class ProceduralShapes(PointCloudData):
     """Noisy, turned and partly hidden surfaces of the families in `shapes.py`, each class equally often.
@@ -53,12 +56,14 @@ class ProceduralShapes(PointCloudData):
             ("min_points", min_points, min_points >= 2, "2 or more"),
             ("max_points", max_points, max_points >= min_points, "min_points or more"),
             ("tilt", tilt, 0 <= tilt <= math.pi, "radians from 0 to pi"),
-            ("noise", noise, 0 <= noise < math.inf, "a standard deviation, 0 or more"),
+            ("noise", noise, 0 <= noise <= LARGEST_NOISE, f"a standard deviation from 0 to {LARGEST_NOISE}"),
             ("occlusion", occlusion, 0 <= occlusion < 1, "a share in [0, 1)"),
         ):
             if not valid:
                 raise UserError(f"data.{name} is {value}: give {expected}")
         super().__init__(list(FAMILIES), val_fraction=val_size / (train_size + val_size), **kwargs)
+        if self.num_points is not None and self.num_points > min_points:
+            raise UserError(f"data.num_points is {self.num_points}: give at most data.min_points, {min_points}")
         self.train_size = train_size
         self.val_size = val_size
         self.test_size = test_size

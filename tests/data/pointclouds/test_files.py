@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import os
+import resource
 import shutil
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -132,13 +135,53 @@ def test_without_a_trainer_nothing_is_written(tmp_path, monkeypatch):
     assert listing(tmp_path) == before
 
 
-def test_a_damaged_cache_is_named(tmp_path):
+def pools(train: int = 8, points: int = 64, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {"train": np.ones((train, points, 3), dtype), "test": np.ones((4, points, 3), dtype)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write(b"junk"), "pickled"),
+        (lambda file: np.save(file, np.zeros(3)), "context manager"),
+        (lambda file: np.savez(file, train=np.zeros((8, 64, 3), np.float32)), "test is not a file"),
+        (lambda file: np.savez(file, **pools(train=7)), r"train is float32 \(7, 64, 3\)"),
+        (lambda file: np.savez(file, **pools(points=63)), r"train is float32 \(8, 63, 3\)"),
+        (lambda file: np.savez(file, **pools(dtype="float64")), r"train is float64 \(8, 64, 3\)"),
+    ],
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, damage, message):
     root, run = write_meshes(tmp_path / "meshes"), tmp_path / "run"
-    ready(root, run=run)
+    first = ready(root, run=run)
     (cache,) = (run / "cache").iterdir()
-    cache.write_bytes(cache.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"{cache}: damaged cache .* delete the file"):
-        ready(root, run=run)
+    content = cache.read_bytes()
+    with cache.open("wb") as file:
+        damage(file)
+    with pytest.warns(UserWarning, match=rf"{cache}: the cache can't be used \(.*({message}).*; points are"):
+        assert same(first, ready(root, run=run))
+    assert cache.read_bytes() == content
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a full disk"])
+def test_without_a_cache_it_goes_on(tmp_path, monkeypatch, obstacle):
+    root, run = write_meshes(tmp_path / "meshes"), tmp_path / "run"
+    run.mkdir()
+    if obstacle == "a file":
+        (run / "cache").write_text("")
+    else:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.warns(
+            UserWarning, match=f"{run}/cache: the cache can't be written .*; each run will draw points anew"
+        ):
+            module = ready(root, run=run)
+    finally:
+        if obstacle == "a full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same(module, ready(root))
+    assert listing(run) == ["cache"]
 
 
 def test_a_bad_mesh_is_named(tmp_path):
@@ -147,6 +190,39 @@ def test_a_bad_mesh_is_named(tmp_path):
     bad.write_text("OFF\n1 0 0\n0 0 0\n")
     with pytest.raises(UserError, match=f"{bad}: no faces"):
         ready(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ant", "ant/train", "cube/test/cube_0001.off"])
+def test_what_cannot_be_read_is_named_rather_than_left_out(here, refused, name):
+    write_meshes(here)
+    ready(here)
+    with refused(here / name), pytest.raises(UserError, match=rf"^{name}.*: can't be read \(Permission denied\)"):
+        ready(here)
+
+
+def test_a_pipe_and_a_name_that_predictions_could_not_hold_are_refused(tmp_path):
+    write_meshes(tmp_path)
+    pipe = tmp_path / "ant" / "test" / "x.off"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=f"{pipe}: not a regular file"):
+        ready(tmp_path)
+    pipe.rename(pipe.with_name(os.fsdecode(b"\xff.off")))
+    with pytest.raises(UserError, match=r"ant/test/\\xff\.off: a name that isn't UTF-8"):
+        ready(tmp_path)
+    os.mkfifo(tmp_path / "clouds.npz")
+    with pytest.raises(UserError, match=r"clouds\.npz: neither a regular file nor a folder"):
+        PointClouds(tmp_path / "clouds.npz")
+
+
+def test_other_endings_are_said(tmp_path):
+    write_meshes(tmp_path)
+    for mesh in tmp_path.rglob("*.off"):
+        mesh.rename(mesh.with_suffix(".OFF"))
+    with pytest.raises(UserError, match=r"<class>/train, but 8 other files, such as ant_0000\.OFF; put some"):
+        ready(tmp_path)
+    (tmp_path / "CLOUDS.NPZ").touch()
+    with pytest.raises(UserError, match=r"CLOUDS\.NPZ: not one of \.npz, \.h5, \.hdf5, in small letters"):
+        PointClouds(tmp_path / "CLOUDS.NPZ")
 
 
 def test_a_root_without_data_is_refused_with_the_layout(tmp_path):
@@ -285,6 +361,27 @@ def test_a_bad_archive_leaves_no_folder(tmp_path, local_network, monkeypatch, co
     assert not (tmp_path / "escaped").exists()
 
 
+def test_an_encrypted_archive_is_refused(tmp_path, local_network, monkeypatch):
+    content = bytearray(archive())
+    content[6] |= 1
+    content[content.find(b"PK\x01\x02") + 8] |= 1
+    local_network.write_bytes(content)
+    expect(monkeypatch, bytes(content))
+    with pytest.raises(UserError, match=r"ModelNet10.zip: not a complete archive \(.*encrypted"):
+        PointClouds(tmp_path / "root", download="ModelNet10").prepare_data()
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_root_that_cannot_be_written_is_said_to_be_so(here, refused):
+    module = PointClouds(here / "root", download="ModelNet10")
+    module.root.mkdir()
+    with refused(module.root), pytest.raises(UserError, match=r"^root: can't be .* \(Permission denied\)"):
+        module.prepare_data()
+    module.root = Path("/proc/nowhere")
+    with pytest.raises(UserError, match=r"^/proc/nowhere: can't be written \(.*\); give another data.root"):
+        module.prepare_data()
+
+
 def test_a_download_cut_off_leaves_nothing(tmp_path, local_network):
     local_network.write_bytes(archive()[:-300])
     with pytest.raises(UserError, match=r"ModelNet10.zip: its SHA256 is .*; try again, or put it there as .*root"):
@@ -384,9 +481,14 @@ def change(**changes: Any) -> dict[str, np.ndarray]:
         (change(test_label=np.zeros((6, 2), int)), r"test labels are int64 \(6, 2\)"),
         (change(test_label=np.full(6, -1)), "test label -1"),
         (change(test_label=np.full(6, 3)), "label 3 for 3 classes"),
-        (change(test_label=np.full(6, 2**63, np.uint64)), "labels start at 0"),
+        (change(test_label=np.full(6, 2**64 - 1, np.uint64)), "test label 18446744073709551615; labels start at 0"),
+        (change(classes=np.array([b"ant", b"\xff", b"cow"])), r"class name b'\\xff' isn't UTF-8"),
+        (change(classes=np.array([f"class {number}" for number in range(13)])), "13 classes for 12 training clouds"),
         (change(test_label=np.full(6, 10**12), classes=None), "there is a label 1000000000000, but no label"),
-        (change(classes=np.array(["ant"]), train_label=np.zeros(12, int), test_label=np.zeros(6, int)), "1 classes"),
+        (
+            change(classes=np.array(["ant"]), train_label=np.zeros(12, int), test_label=np.zeros(6, int)),
+            "one class, ant",
+        ),
         (
             change(test_points=np.zeros((0, 20, 3)), test_label=np.zeros(0, int)),
             r"clouds\..*: it has no test clouds; give",
@@ -416,6 +518,61 @@ def test_a_file_cut_off_is_refused(tmp_path, suffix):
     path = write(tmp_path / f"clouds{suffix}", arrays(200))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        ready(path)
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("points", "flag", "compression"),
+    [
+        (header("(1000000000, 3000, 3)"), 0, 0),
+        (b"\x93NUMPY\x02\x00" + (9000).to_bytes(4, "little") + b"(" * 8999 + b"\n", 0, 0),
+        (header("(12, 20, 3)") + bytes(12 * 20 * 3 * 4), 1, 0),
+        (header("(12, 20, 3)") + bytes(12 * 20 * 3 * 4), 0, 99),
+    ],
+    ids=["terabytes", "nested", "encrypted", "compressed otherwise"],
+)
+def test_an_npz_that_numpy_cannot_read_is_named(tmp_path, points, flag, compression):
+    path = write(tmp_path / "clouds.npz", change(train_points=None))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("train_points.npy", points)
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.rfind(signature)
+        content[place + flags] |= flag
+        content[place + flags + 2] = compression
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: (array train_points )?cannot be read") as error:
+        ready(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", [h5py.SoftLink("/nowhere"), h5py.ExternalLink("nowhere.h5", "/x"), h5py.Empty("f4")])
+def test_an_hdf5_file_without_its_points_is_named(tmp_path, target):
+    path = write(tmp_path / "clouds.h5", change(train_points=None))
+    with h5py.File(path, "a") as file:
+        file["train_points"] = target
+    with pytest.raises(UserError, match=f"^{path}: cannot be read"):
+        ready(path)
+
+
+def test_an_hdf5_file_that_declares_terabytes_is_named(tmp_path):
+    path = write(tmp_path / "clouds.h5", change(train_points=None))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("train_points", (10**9, 3000, 3), dtype="f4", chunks=(1, 3000, 3))
+    with pytest.raises(UserError, match=f"^{path}: cannot be read"):
+        ready(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_file_that_may_not_be_read_is_not_called_broken(here, refused, suffix):
+    path = write(here / f"clouds{suffix}", arrays())
+    ready(path)
+    with refused(path), pytest.raises(UserError, match=rf"^{path}: can't be read \(Permission denied\)"):
         ready(path)
 
 

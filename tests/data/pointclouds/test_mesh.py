@@ -65,7 +65,10 @@ def test_polygons_become_fans_in_the_order_of_the_file(tmp_path):
         (SQUARE.replace("1 1 0", "1 1e999 0"), "vertex 2 is not finite"),
         (SQUARE.replace("1 1 0", "1 x 0"), "not three numbers"),
         (SQUARE.replace("1 1 0", "1 1"), "not three numbers"),
-        (SQUARE.replace("1 1 0", "1 1 0 0"), "not three numbers"),
+        (
+            SQUARE.replace("1 1 0", "1 1 0 0"),
+            "columns changed from 3 to 4 at row 3); repair",
+        ),
         ("OFF\n2 1 0\n0 0\n1 1\n3 0 1 1\n", "2 numbers in place of 3"),
         ("OFF\n4 0 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n", "no faces"),
         ("OFF\n0 1 0\n3 0 1 2\n", "no vertices"),

@@ -88,6 +88,8 @@ def test_moments_do_not_solve_the_task():
         ("tilt", -0.1),
         ("noise", -0.1),
         ("noise", float("nan")),
+        ("noise", 1001),
+        ("num_points", 49),
         ("occlusion", 1.0),
     ],
 )
