@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from sinkformer_pl.batch import Sample
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.reading import open_file
 from sinkformer_pl.data.sampling import Draw
-from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.texts.tokenizer import (
+    LARGEST_VOCABULARY,
     SMALLEST_VOCABULARY,
     Encoded,
     encode,
@@ -159,7 +160,7 @@ class TextData(ClassificationData, ABC):
         Args:
             classes: class names in the order of their indices.
             max_length: tokens that are kept of a text, 1 or more.
-            vocab_size: most token numbers, padding and the 256 bytes among them, 257 or more.
+            vocab_size: most token numbers, padding and the 256 bytes among them, 257 to 2**24.
             lowercase: whether case is dropped.
             similar_lengths: whether a training batch holds texts of similar length, so that less is padded.
             **kwargs: what `ClassificationData` takes.
@@ -168,19 +169,15 @@ class TextData(ClassificationData, ABC):
             UserError: an argument out of its range.
         """
         super().__init__(classes, **kwargs)
-        for name, value, least in (("max_length", max_length, 1), ("vocab_size", vocab_size, SMALLEST_VOCABULARY)):
-            if value < least:
-                raise UserError(f"data.{name} is {value}: give {least} or more")
+        if max_length < 1:
+            raise UserError(f"data.max_length is {max_length}: give 1 or more")
+        if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+            raise UserError(f"data.vocab_size is {vocab_size}: give {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}")
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.lowercase = lowercase
         self.similar_lengths = similar_lengths
         self._tokenizer: Tokenizer | None = None
-
-    @property
-    def origin(self) -> str:
-        """Where the texts come from, for messages about one of them."""
-        return type(self).__name__
 
     @abstractmethod
     def load(self) -> TextSource:
@@ -245,8 +242,10 @@ class TextData(ClassificationData, ABC):
             if part is not None:
                 self._check(part)
         if val is None:
-            groups = train.texts if train.groups is None else train.groups
-            chosen = stratified_split(train.targets, val_fraction=self.val_fraction, seed=self.seed, groups=groups)
+            if train.groups is None:
+                chosen = self._divide(train.targets, train.texts, unit="different texts")
+            else:
+                chosen = self._divide(train.targets, train.groups, unit="groups")
             train, val = (train.subset(part) for part in chosen)
         known = set(train.texts)
         for name, part in (("val", val), ("test", test)):
@@ -290,12 +289,8 @@ def read_utf8(path: Path) -> str:
     Raises:
         UserError: no such file, one that can't be read, or bytes that aren't UTF-8.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; put it there, or correct data.root or the file's name") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with open_file(path) as file:
+        content = file.read()
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

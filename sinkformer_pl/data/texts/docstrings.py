@@ -72,11 +72,6 @@ class Docstrings(TextData):
         self.min_words = min_words
         self.root = Path(sysconfig.get_paths()["stdlib"])
 
-    @property
-    def origin(self) -> str:
-        """The library's folder, for messages."""
-        return str(self.root)
-
     def load(self) -> TextSource:
         """Read and divide the strings: about two seconds.
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ class TextTable(TextData):
         Raises:
             UserError: a table that can't be read, a missing column, or an argument out of its range.
         """
+        if text == label:
+            raise UserError(f"data.text and data.label are both {text}; name two columns")
         self.root = Path(root)
         self.train, self.test, self.val = train, test, val
         self.text, self.label, self.group = text, label, group
@@ -68,11 +71,6 @@ class TextTable(TextData):
             raise UserError(f"data.group is {group}, but data.val is given: nothing is left to divide; leave one out")
         if val is not None:
             warn_if_unused(self.val_fraction, f"{self.root}/{val}")
-
-    @property
-    def origin(self) -> str:
-        """The folder, for messages about a text."""
-        return str(self.root)
 
     def load(self) -> TextSource:
         """Read the tables."""
@@ -84,7 +82,13 @@ class TextTable(TextData):
 
     def _find_classes(self) -> list[str]:
         path = self.root / self.train
-        labels = {_label(row, self.label, path) for row in _read_table(path, [self.text, self.label])}
+        rows = _read_table(path, [self.text, self.label])
+        labels = {_label(row, self.label, path) for row in rows}
+        if self.val is None and len(labels) == len(rows) > 1:
+            raise UserError(
+                f"{path}: column {self.label} has another label in each row, so that nothing is left for validation; "
+                "give more texts, or name the column of labels by data.label"
+            )
         return sorted(labels, key=int) if all(map(_is_number, labels)) else sorted(labels)
 
     def _texts(self, name: str) -> Texts:
@@ -134,11 +138,6 @@ class TextLines(TextData):
         self.root = Path(root)
         super().__init__(_read_mapping(self.root / "mapping.txt"), **kwargs)
 
-    @property
-    def origin(self) -> str:
-        """The folder, for messages about a text."""
-        return str(self.root)
-
     def load(self) -> TextSource:
         """Read the files."""
         present = {part for part in ("val", "test") if (self.root / f"{part}_text.txt").exists()}
@@ -155,6 +154,8 @@ class TextLines(TextData):
     def _texts(self, part: str) -> Texts:
         text_path, label_path = self.root / f"{part}_text.txt", self.root / f"{part}_labels.txt"
         texts, labels = read_lines(text_path), read_lines(label_path)
+        if not texts and not labels:
+            raise UserError(f"{text_path}: no texts; give one a line")
         if len(texts) != len(labels):
             longer = text_path if len(texts) > len(labels) else label_path
             raise UserError(
@@ -198,7 +199,8 @@ def _plain(cell: Any) -> str:
 
 def _label(row: _Row, column: str, path: Path) -> str:
     cell = row.cells[column]
-    if cell is None or cell == "" or isinstance(cell, (dict, list)):
+    # What differs from itself is JSON's NaN.
+    if cell is None or cell == "" or cell != cell or isinstance(cell, (dict, list)):
         raise UserError(f"{path}, line {row.line}: column {column} has no label; give one or remove the line")
     return _plain(cell)
 
@@ -206,7 +208,7 @@ def _label(row: _Row, column: str, path: Path) -> str:
 def _read_table(path: Path, columns: Sequence[str]) -> list[_Row]:
     """Read the rows of a table that has all of `columns`."""
     if path.suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}; give such a table")
+        raise UserError(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}, in small letters; give such a table")
     rows = list(_json_rows(path, columns) if path.suffix == ".jsonl" else _csv_rows(path, columns))
     if not rows:
         raise UserError(f"{path}: no rows; give a table with texts")
@@ -252,12 +254,19 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
         csv.field_size_limit(limit)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key} stands {count} times in one object")
+    return dict(pairs)
+
+
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
     for line, content in enumerate(read_lines(path), 1):
         if not content.strip():
             continue
         try:
-            cells = json.loads(content)
+            cells = json.loads(content, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             cause = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             raise UserError(f"{path}, line {line}: no JSON ({cause}); give one object a line") from None

@@ -3,13 +3,13 @@
 import http.client
 import os
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sinkformer_pl.data.archives import obtain
+from sinkformer_pl.data.archives import folder_within, obtain
+from sinkformer_pl.data.reading import files_ending, is_folder
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
@@ -44,11 +44,6 @@ class IMDb(TextData):
         if not download:
             self._folder()
 
-    @property
-    def origin(self) -> str:
-        """The folder, for messages about a review."""
-        return str(self.root)
-
     def prepare_data(self) -> None:
         """Fetch what is missing; Lightning calls this in one process only."""
         if self.download and not _is_complete(self.root) and not _is_complete(self.root / "aclImdb"):
@@ -63,6 +58,8 @@ class IMDb(TextData):
         for folder in (self.root, self.root / "aclImdb"):
             if _is_complete(folder):
                 return folder
+        if self.root.is_file():
+            raise UserError(f"{self.root}: a file; unpack the archive and give the folder, or its folder aclImdb")
         if not self.root.exists():
             raise UserError(f"{self.root}: no such folder; give data.root, or data.download=true")
         raise UserError(f"{self.root}: no reviews; expected {LAYOUT}, or set data.download=true")
@@ -78,10 +75,9 @@ def fetch_imdb(root: Path) -> None:
     """
     archive = root / URL.rpartition("/")[2]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".aclImdb-") as folder:
-            _extract(obtain(URL, CHECKSUM, archive, Path(folder)), Path(folder))
-            os.replace(Path(folder) / "aclImdb", root / "aclImdb")
+        with folder_within(root) as folder:
+            _extract(obtain(URL, CHECKSUM, archive, folder), folder)
+            os.replace(folder / "aclImdb", root / "aclImdb")
     except tarfile.TarError as error:
         raise UserError(f"{archive}: cannot be unpacked ({error}); put {URL} there") from None
     except (OSError, EOFError, http.client.HTTPException) as error:
@@ -95,7 +91,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all((folder / part / name).is_dir() for part in ("train", "test") for name in CLASSES)
+    return all(is_folder(folder / part / name) for part in ("train", "test") for name in CLASSES)
 
 
 def _read(folder: Path, part: str) -> Texts:
@@ -104,7 +100,7 @@ def _read(folder: Path, part: str) -> Texts:
     names: list[str] = []
     films: list[str] | None = []
     for target, name in enumerate(CLASSES):
-        files = sorted(file for file in (folder / part / name).glob("*.txt") if not file.name.startswith("."))
+        files = files_ending(folder / part / name, ".txt")
         urls = folder / part / f"urls_{name}.txt"
         lines = read_lines(urls) if urls.is_file() else None
         if lines is None:
@@ -115,6 +111,8 @@ def _read(folder: Path, part: str) -> Texts:
             names.append(file.relative_to(folder).with_suffix("").as_posix())
             if films is not None and lines is not None:
                 films.append(_film(file, lines, urls))
+    if not texts:
+        raise UserError(f"{folder / part}: no reviews in pos and neg; put some there, as files *.txt")
     return Texts(texts, torch.tensor(targets, dtype=torch.int64), names, films)
 
 

@@ -12,6 +12,9 @@ PADDING = "[PAD]"
 SMALLEST_VOCABULARY = 257
 """Padding and each byte, so that every text has an encoding."""
 
+LARGEST_VOCABULARY = 2**24
+"""Beyond any use, and before the library ends the process for lack of memory."""
+
 CHARACTERS_PER_TOKEN = 16
 """How much of a text is looked at for each token wanted; English has 4 to 5."""
 

@@ -177,7 +177,7 @@ def _training(texts: Texts) -> list[str]:
     return list(dict.fromkeys(ready(train=texts, test=corpus(900, 4)).datasets["train"].texts))
 
 
-@pytest.mark.parametrize(("key", "value"), [("max_length", 0), ("vocab_size", 256)])
+@pytest.mark.parametrize(("key", "value"), [("max_length", 0), ("vocab_size", 256), ("vocab_size", 10**12)])
 def test_arguments_out_of_range_are_refused(key, value):
     with pytest.raises(UserError, match=f"data.{key} is {value}"):
         Corpus(**{key: value})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_groups_are_not_divided(tmp_path):
         films = dict((row[0], row[2]) for row in ROWS)
         train, val = ({films[text] for text in data.datasets[split].texts} for split in ("train", "val"))
         assert not train & val
+    for name in ("train.csv", "test.csv"):
+        write_csv(tmp_path / name, [(*row[:2], "the same") for row in ROWS])
+    with pytest.raises(UserError, match=f"{tmp_path}: no class has two groups, one to train and one to validate on"):
+        ready(TextTable(tmp_path, group="film"))
     with pytest.raises(UserError, match=r"data.group is film, but data.val is given"):
         TextTable(tmp_path, group="film", val="test.csv")
 
@@ -107,6 +112,16 @@ def test_groups_are_not_divided(tmp_path):
         ("test.csv", "text,label\na,pos\n\nb,so-so\n", "test.csv, line 4: column label has 'so-so', which is no class"),
         ("test.csv", "text\na\n", "test.csv, line 1: no column label"),
         ("train.txt", "text,label\na,x\n", "train.txt: not one of .csv"),
+        ("train.CSV", "text,label\na,x\n", "train.CSV: not one of .csv, .tsv, .jsonl, in small letters"),
+        ("train.csv", "text,label\na,x\n", "one class, x; give data of two or more"),
+        (
+            "train.csv",
+            "text,label\npos,she\nneg,told\npos,us\n",
+            r"train.csv: column label has another label in each row, .* name the column of labels by data.label",
+        ),
+        ("train.csv", "text,label\na,pos\na,neg\na,pos\n", "no class has two different texts, one to train and one to"),
+        ("train.jsonl", '{"text": "a", "label": NaN}\n', "line 1: column label has no label"),
+        ("train.jsonl", '{"text": "a", "text": "b", "label": 0}\n', "line 1: no JSON .text stands 2 times in one"),
         (
             "train.jsonl",
             '{"text": "a", "label": 0}\n{"text": }\n',
@@ -115,7 +130,11 @@ def test_groups_are_not_divided(tmp_path):
         ("train.jsonl", "[1]\n", "line 1: a list; give one object a line"),
         ("train.jsonl", "[" * 100_000, "line 1: no JSON"),
         ("train.jsonl", '{"text": "a"}\n', "line 1: no column label"),
-        ("train.jsonl", '{"text": 3, "label": 0}\n{"text": "b", "label": 1}\n', "line 1: column text has no text"),
+        (
+            "train.jsonl",
+            '{"text": 3, "label": 0}\n' + '{"text": "b", "label": 1}\n' * 2,
+            "line 1: column text has no text",
+        ),
         ("train.jsonl", '{"text": "a", "label": null}\n', "line 1: column label has no label"),
     ],
 )
@@ -124,6 +143,18 @@ def test_a_broken_table_is_named_with_its_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         ready(TextTable(tmp_path, **({"test": name} if name.startswith("test") else {"train": name})))
+
+
+def test_one_column_cannot_be_both(tmp_path):
+    with pytest.raises(UserError, match=r"data.text and data.label are both label; name two columns"):
+        TextTable(tables(tmp_path), text="label")
+
+
+@pytest.mark.parametrize("train", ["train.csv", "train.jsonl"])
+def test_a_pipe_is_not_waited_for(tmp_path, train):
+    os.mkfifo(tmp_path / train)
+    with pytest.raises(UserError, match=f"{train}: not a regular file"):
+        TextTable(tmp_path, train=train)
 
 
 def test_a_missing_table_and_other_bytes_are_named(tmp_path):
@@ -222,6 +253,11 @@ def test_broken_lines_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         ready(TextLines(tmp_path))
+
+
+def test_a_part_without_texts_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"train_text\.txt: no texts; give one a line"):
+        ready(TextLines(lines(tmp_path, train=[], test=TEST)))
 
 
 def test_missing_files_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -92,6 +93,43 @@ def test_bad_files_are_named(tmp_path):
         IMDb(tmp_path).setup()
     (tmp_path / "test" / "neg" / "3_2.txt").write_bytes(b"")
     with pytest.raises(UserError, match=r"test/neg/3_2 is an empty text"):
+        IMDb(tmp_path).setup()
+
+
+@pytest.mark.parametrize("name", ["test", "test/neg", "test/neg/3_2.txt"])
+def test_what_cannot_be_read_is_named_rather_than_left_out(here, refused, name):
+    write(here)
+    IMDb(here).setup()
+    with refused(here / name), pytest.raises(UserError, match=rf"^{name}.*: can't be read \(Permission denied\)"):
+        IMDb(here).setup()
+
+
+def test_odd_files_and_empty_folders_are_named(tmp_path):
+    write(tmp_path)
+    odd = tmp_path / "test" / "neg" / "x.txt"
+    os.mkfifo(odd)
+    with pytest.raises(UserError, match=f"{odd}: not a regular file"):
+        IMDb(tmp_path).setup()
+    odd.rename(odd.with_name(os.fsdecode(b"\xff.txt")))
+    with pytest.raises(UserError, match=r"test/neg/\\xff\.txt: a name that isn't UTF-8"):
+        IMDb(tmp_path).setup()
+    for review in (tmp_path / "test").rglob("*.txt"):
+        review.unlink()
+    with pytest.raises(UserError, match=f"{tmp_path}/test: no reviews in pos and neg"):
+        IMDb(tmp_path).setup()
+
+
+def test_an_archive_as_root_is_to_be_unpacked(tmp_path):
+    archive(tmp_path / "aclImdb_v1.tar.gz", write(tmp_path / "source"))
+    with pytest.raises(UserError, match=r"aclImdb_v1\.tar\.gz: a file; unpack the archive and give the folder"):
+        IMDb(tmp_path / "aclImdb_v1.tar.gz")
+
+
+def test_reviews_of_one_film_cannot_be_divided(tmp_path):
+    write(tmp_path)
+    for name in ("pos", "neg"):
+        (tmp_path / "train" / f"urls_{name}.txt").write_text("film\n" * 12)
+    with pytest.raises(UserError, match=f"{tmp_path}: no class has two groups, one to train and one to validate on"):
         IMDb(tmp_path).setup()
 
 
