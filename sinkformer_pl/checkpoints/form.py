@@ -68,9 +68,6 @@ def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         "callbacks": lambda value: isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()),
     }
     _require({**checkpoint, ".".join(_PROGRESS): progress}, entries, path)
-    broken = [name for name, value in checkpoint["state_dict"].items() if bool(value.isnan().any())]
-    if broken:
-        raise UserError(f"checkpoint {path}: {broken[0]} is not finite, so no training can go on from it; give another")
 
 
 def _require(checkpoint: Mapping[str, Any], entries: Mapping[str, Callable[[Any], bool]], path: str | Path) -> None:
@@ -84,7 +81,10 @@ def _require(checkpoint: Mapping[str, Any], entries: Mapping[str, Callable[[Any]
 
 def _is_weights(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(v, Tensor) and v.layout == torch.strided and v.device.type != "meta" for v in value.values()
+        (isinstance(v, Tensor) and v.layout == torch.strided and v.device.type != "meta")
+        # What a module adds to its weights.
+        or str(name).endswith("_extra_state")
+        for name, v in value.items()
     )
 
 

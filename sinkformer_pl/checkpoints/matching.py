@@ -125,6 +125,9 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
             other arguments, which that state would bring back.
     """
     require_progress(checkpoint, path)
+    for name, _ in model.named_parameters():
+        if not bool(checkpoint["state_dict"][name].isfinite().all()):
+            raise UserError(f"checkpoint {path}: {name} is not finite, so no training can go on from it; give another")
     hyper_parameters: Any = model.hparams
     saved, wanted = checkpoint["hyper_parameters"].get("optimizer", {}), hyper_parameters["optimizer"]
     if saved.get("class_path") != wanted["class_path"]:

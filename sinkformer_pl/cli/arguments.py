@@ -113,7 +113,7 @@ class Arguments:
         callbacks = trainer.get("callbacks")
         if not appended or not isinstance(callbacks, list):
             return remembered
-        kept = [entry for entry in callbacks if entry["class_path"].rpartition(".")[2] not in appended]
+        kept = [entry for entry in callbacks if str(_lookup(entry, ("class_path",))).rpartition(".")[2] not in appended]
         return {**remembered, "trainer": {**trainer, "callbacks": kept}}
 
     def _remembered(self) -> dict[str, Any]:

@@ -28,6 +28,9 @@ LEAST = {
 }
 """The least value of arguments whose range nobody else checks."""
 
+LIMITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+"""What limits the batches of a command: `trainer.limit_WORD_batches`, of the loader `WORD_dataloader`."""
+
 SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -39,6 +42,10 @@ SPLITS: dict[str, tuple[Split, ...]] = {
 
 def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
     """Refuse arguments of the Trainer without a meaning.
+
+    Args:
+        arguments: of the Trainer.
+        command: what they are for.
 
     Raises:
         UserError: names the argument and its range.
@@ -84,8 +91,8 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback]) -> None:
                 f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"
             )
         monitor = getattr(callback, "monitor", None)
-        steps = ("step", "epoch") if isinstance(callback, ModelCheckpoint) else ()
-        if isinstance(monitor, str) and not foreign and monitor not in steps:
+        other = foreign or monitor in ("step", "epoch") or str(monitor).startswith("lr-")
+        if isinstance(monitor, str) and not other and getattr(callback, "strict", True):
             require_metric(f"trainer.callbacks {name}.monitor", monitor)
 
 
@@ -127,9 +134,8 @@ def require_batches(trainer: pl.Trainer, data: ClassificationData, command: str)
     Raises:
         UserError: names the argument and the number of batches.
     """
-    loaders = {"fit": data.train_dataloader, "validate": data.val_dataloader}
-    name = f"limit_{ {'fit': 'train', 'validate': 'val'}.get(command, command) }_batches"
-    limit, batches = getattr(trainer, name), len(loaders.get(command, data.test_dataloader)())
+    name = f"limit_{LIMITS[command]}_batches"
+    limit, batches = getattr(trainer, name), len(getattr(data, f"{LIMITS[command]}_dataloader")())
     used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if used == 0:
         raise UserError(f"trainer.{name} {limit}: of {batches} batches none would be used; give more")
@@ -143,17 +149,18 @@ def require_batches(trainer: pl.Trainer, data: ClassificationData, command: str)
 
 
 def require_end(trainer: pl.Trainer, model: Classifier) -> None:
-    """Refuse a schedule over a training whose length isn't known.
+    """Refuse a schedule over a training whose number of steps isn't known.
 
     Raises:
         UserError: names the schedule.
     """
-    endless = trainer.max_epochs == -1 and trainer.max_steps == -1
-    name = model.hparams["schedule"]["class_path"].rpartition(".")[2]
-    if endless and name != Constant.__name__:
+    # Where neither is given, Lightning takes a number of epochs of its own, unless there is a limit of time.
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    endless = trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
+    if endless and not isinstance(model.schedule, Constant):
         raise UserError(
-            f"model.schedule {name}: it spans the whole training, which has no end here; give trainer.max_epochs or "
-            "trainer.max_steps"
+            f"model.schedule {type(model.schedule).__name__}: it spans all steps of the training, whose number isn't "
+            "known here; give trainer.max_epochs or trainer.max_steps"
         )
 
 
@@ -168,12 +175,15 @@ def require_room(folder: Path) -> None:
 
 
 def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether an EarlyStopping has ended the training of a checkpoint, and would end it again after an epoch more.
+    """Whether the patience of an EarlyStopping has ended a checkpoint's training, as it would after one epoch more.
 
     Args:
         trainer: with the callbacks of now.
         checkpoint: what `read_checkpoint` gives.
     """
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if epochs < (trainer.min_epochs or 0) or checkpoint["global_step"] < (trainer.min_steps or 0):
+        return False
     callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     states = (checkpoint["callbacks"].get(c.state_key, {}) for c in callbacks if isinstance(c, EarlyStopping))
     return any(state.get("wait_count", 0) >= state.get("patience", math.inf) for state in states)

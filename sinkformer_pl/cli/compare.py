@@ -23,7 +23,8 @@ from sinkformer_pl.comparison import Trial, locked, read_arms, read_result, run_
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.runs import StopSignals
-from sinkformer_pl.runs.folders import DEFAULT_NAME, require_name, versions
+from sinkformer_pl.runs.folders import DEFAULT_NAME, local_folder, require_name, versions
+from sinkformer_pl.runs.writing import replacing
 
 RECORD = "comparison.json"
 
@@ -65,7 +66,7 @@ def run_compare(argv: Sequence[str]) -> None:
     load_plugins(arguments.plugins)
     name = name or f"{arguments.given('name') or DEFAULT_NAME}-compare"
     require_name(name)
-    folder = Path(root or arguments.root) / name
+    folder = (local_folder(root) if root else arguments.root) / name
     arms = read_arms(options.normalizations, _configured(arguments))
     seeds = _seeds(options.seeds)
     shared = ("--trainer.enable_progress_bar", "false", *rest)
@@ -223,10 +224,8 @@ def _require_same(folder: Path, arguments: Arguments) -> None:
 
 
 def _write_record(folder: Path, arguments: Arguments) -> None:
-    # A process that is killed leaves the old file or the new one.
-    part = folder / f"{RECORD}.part"
-    part.write_text(json.dumps(_request(arguments), indent=2), encoding="utf-8")
-    part.replace(folder / RECORD)
+    with replacing(folder / RECORD) as file:
+        json.dump(_request(arguments), file, indent=2)
 
 
 def _machine(jobs: int) -> str:

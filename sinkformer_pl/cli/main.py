@@ -16,8 +16,10 @@ from sinkformer_pl.errors import RunError, UserError
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 FILES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or give another place"),
+    **dict.fromkeys(FULL, "free some space, or give another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or give another place"),
 }
 """What to do when a file can't be written or read, by the number of the error."""
@@ -77,9 +79,9 @@ def _for_users(error: Exception) -> str | None:
     found = re.search(r"^sinkformer_pl\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
     if found:
         return found[1].strip()
-    if isinstance(error, OSError) and error.errno in FILES:
+    if isinstance(error, OSError) and error.errno in FILES and (error.filename or error.errno in FULL):
         return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text:
         return f"{' '.join(text.split()) or 'out of memory'}; make the network, the data or data.batch_size smaller"
     return text if isinstance(error, UserError | MisconfigurationException) else None
 

@@ -42,6 +42,7 @@ CLASS_PATH = r"class_path'?[=: ]+'([\w.]+)'"
 REMEDIES = {
     "Early stopping conditioned on metric": "give another monitor",
     "DataLoader worker (pid": "it may have lacked memory: lower data.num_workers or data.batch_size",
+    "SparseAdam does not support dense gradients": "give another optimizer",
     "CUDA out of memory": "lower data.batch_size, with trainer.accumulate_grad_batches for the same steps",
 }
 """What to do about errors in the course of a run, by how the messages of Lightning and PyTorch begin."""

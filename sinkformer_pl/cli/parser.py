@@ -4,8 +4,7 @@ import argparse
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 from jsonargparse import Namespace, set_parsing_settings
@@ -61,8 +60,6 @@ def as_plain(value: Any) -> Any:
         return {name: as_plain(inner) for name, inner in value.items()}
     elif isinstance(value, list):
         return [as_plain(inner) for inner in value]
-    elif isinstance(value, Enum):
-        return value.value
     elif isinstance(value, torch.device):
         return str(value)
     return value
@@ -100,10 +97,11 @@ def _require_values(value: Any, key: str = "") -> None:
 
 
 def _takes_null(parameter: inspect.Parameter) -> bool:
-    said = str(parameter.annotation)
     # One without a default that wasn't given is null, too.
-    unknown = parameter.empty in (parameter.default, parameter.annotation)
-    return unknown or parameter.default is None or "None" in said or "Optional" in said
+    if parameter.default in (None, parameter.empty):
+        return True
+    kinds = get_args(parameter.annotation) or (parameter.annotation,)
+    return not any(kind in (int, float, bool, str) for kind in kinds) or type(None) in kinds
 
 
 def _is_class(path: str) -> bool:

@@ -49,8 +49,8 @@ def _shared_file() -> str:
         handle, file = tempfile.mkstemp(prefix="sinkformer_pl-")
         os.close(handle)
         return file
-    attempt = f"{os.getppid()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    path = Path(tempfile.gettempdir()) / f"sinkformer_pl-torchrun-{attempt}"
+    parts = (os.getuid(), os.environ["TORCHELASTIC_RUN_ID"], os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT"))
+    path = Path(tempfile.gettempdir()) / f"sinkformer_pl-{'-'.join(map(str, parts)).replace('/', '_')}"
     path.touch()
     return str(path)
 

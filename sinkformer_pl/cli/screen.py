@@ -63,7 +63,7 @@ def say_what_came_out(folder: Path) -> None:
         for name, value in sorted(checkpoint[METRICS_KEY].items()):
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
-    else:
+    elif not best.exists():
         say("no checkpoint was written: nothing was validated, or checkpoints are off")
     for what, path in (
         ("best", best),

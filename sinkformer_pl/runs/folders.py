@@ -21,7 +21,7 @@ def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
         if run is not None and run.resolve().parent == (root / name).resolve():
             return run
     # A file of such a name counts, too.
-    taken = [int(path.name[8:]) for path in (root / name).glob("version_*") if path.name[8:].isdecimal()]
+    taken = [version for version, _ in _numbered(root / name)]
     return root / name / f"version_{max(taken, default=-1) + 1}"
 
 
@@ -61,7 +61,7 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
         path = folder / CHECKPOINTS / f"{wanted}.ckpt"
         if path.is_file():
             if newer:
-                rank_zero_warn(f"--ckpt_path {wanted} is {path}: {', '.join(newer)} has none")
+                rank_zero_warn(f"--ckpt_path {wanted} is {path}; newer, and without one: {', '.join(newer)}")
             return path
         newer.append(folder.name)
     others = {path.parents[2].name for path in root.glob(f"*/version_*/{CHECKPOINTS}/{wanted}.ckpt")}
@@ -86,8 +86,12 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 def versions(folder: Path) -> list[tuple[int, Path]]:
     """The versions of a run in the folder of its name, each with its number, in no order."""
+    return [(number, path) for number, path in _numbered(folder) if path.is_dir()]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return [
         (int(number), path)
         for path in folder.glob("version_*")
-        if path.is_dir() and (number := path.name.removeprefix("version_")).isdecimal()
+        if (number := path.name.removeprefix("version_")).isdecimal()
     ]

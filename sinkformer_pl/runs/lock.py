@@ -1,10 +1,14 @@
 """One training in a folder at a time."""
 
-import fcntl
 from pathlib import Path
 from typing import TextIO
 
 from sinkformer_pl.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Not on Windows.
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 
@@ -12,7 +16,7 @@ LOCK = ".lock"
 def hold(folder: Path) -> TextIO:
     """Keep other processes from training in a folder, until the file that this returns is closed or the process ends.
 
-    File systems without locks keep nobody away.
+    Systems and file systems without locks keep nobody away.
 
     Args:
         folder: of a run.
@@ -22,6 +26,8 @@ def hold(folder: Path) -> TextIO:
         OSError: the file can't be made.
     """
     file = (folder / LOCK).open("a")
+    if fcntl is None:
+        return file
     try:
         # Not flock, which loader processes that outlive the training by seconds would hold on.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     A process that is killed leaves the old file or the new one; a block that fails, the old one alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", newline="", encoding="utf-8") as file:
             yield file

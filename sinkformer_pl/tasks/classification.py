@@ -88,11 +88,11 @@ class Classifier(pl.LightningModule):
         make_backbone = as_factory(backbone, Backbone)
         make_normalization = as_factory(normalization, AttentionNormalization)
         self._optimizer = as_factory(optimizer, Optimizer)
-        self._schedule: Schedule = as_factory(schedule, Schedule)()
+        self.schedule: Schedule = as_factory(schedule, Schedule)()
         try:
             # Only to have a wrong argument refused now rather than when training starts.
-            _try(self._optimizer)
-        except (ValueError, RuntimeError) as error:
+            self._optimizer([nn.Parameter(torch.zeros(1))])
+        except ValueError as error:
             name = describe(self._optimizer)["class_path"].rpartition(".")[2]
             raise UserError(f"model.optimizer {name}: {error}; give another value") from error
         self.save_hyperparameters(
@@ -187,17 +187,21 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
         optimizer = self._optimizer(self.parameters())
-        # A training without an end has the same rate throughout.
         before, estimate = self._steps, self.trainer.estimated_stepping_batches
         steps = max(int(estimate), 1) if math.isfinite(estimate) else None
+        if steps is None and not isinstance(self.schedule, Constant):
+            raise UserError(
+                f"{type(self.schedule).__name__}: it spans all steps of the training, whose number isn't known; give "
+                "the Trainer max_epochs or max_steps"
+            )
         self._steps = steps
-        if None not in (before, steps) and before != steps and not isinstance(self._schedule, Constant):
+        if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
             rank_zero_info(
                 f"the learning rate goes on as in a training of {steps} steps; up to the checkpoint it was that of one "
                 f"of {before} steps, so that it jumps and the result is that of neither"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self._schedule(min(step / steps, 1.0) if steps else 0.0)
+            optimizer, lambda step: self.schedule(min(step / steps, 1.0) if steps else 0.0)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -254,13 +258,6 @@ class Classifier(pl.LightningModule):
         """Names for the metrics of single classes: the data's, or their numbers."""
         names = getattr(getattr(self.trainer, "datamodule", None), "classes", ())
         return names or [str(label) for label in range(self.head.out_features)]
-
-
-def _try(make: OptimizerFactory) -> None:
-    """Take a step with an optimizer."""
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    make([parameter]).step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
 
 
 def _metrics(stage: str, num_classes: int) -> MetricCollection:

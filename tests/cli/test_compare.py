@@ -273,6 +273,10 @@ def test_a_damaged_record_beside_runs_is_named(content, tiny, tmp_path, fail, ru
         ),
         (["--normalizations", "Softmax,Sinkhorn", "--model.normalization=Softmax"], "--normalizations names them"),
         (["--normalizations", "Softmax,Sinkhorn", "--name", "a/b"], "give the name of one folder"),
+        (
+            ["--normalizations", "Softmax,Sinkhorn", "--trainer.default_root_dir", "s3://a"],
+            "kept on local file systems",
+        ),
     ],
 )
 def test_wrong_arguments(argv, message, tiny, fail):

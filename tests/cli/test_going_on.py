@@ -94,10 +94,19 @@ def test_a_training_that_was_stopped_early_is_over_until_it_is_not_stopped_so(ti
     assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 4
 
 
+def test_patience_that_ended_before_the_least_number_of_epochs_ends_nothing(tiny, run, tmp_path):
+    stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
+    still = ["--trainer.callbacks.patience", "1", "--model.optimizer.lr", "0"]
+    run("fit", "--config", tiny, *stopper, *still, "--trainer.max_epochs", "3", "--trainer.min_epochs", "5")
+    more = ["--trainer.max_epochs", "9", "--trainer.min_epochs", "5"]
+    run("fit", "--config", tiny, *stopper, *still, *more, "--ckpt_path", "last")
+    assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 5
+
+
 def test_newer_runs_without_a_checkpoint_are_passed_over_with_a_word(tiny, run, tmp_path):
     run("fit", "--config", tiny)
     (tmp_path / "runs/tiny/version_1").mkdir()
-    with pytest.warns(UserWarning, match=r"--ckpt_path last is runs/tiny/version_0/.*: version_1 has none"):
+    with pytest.warns(UserWarning, match=r"last is runs/tiny/version_0/.*; newer, and without one: version_1"):
         run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
 
 

@@ -102,7 +102,6 @@ from sinkformer_pl.checkpoints import save_file
         (["--data.batch_size", "null"], ["data.batch_size null: give a value, or leave it out; its default is 32"]),
         (["--model.backbone.dim", "null"], ["model.backbone.dim null: give a value"]),
         (["--model.optimizer.lr", "null"], ["model.optimizer.lr null: give a value"]),
-        (["--model.optimizer", "SparseAdam"], ["model.optimizer SparseAdam", "dense gradients"]),
         (["--trainer.callbacks", "LearningRateFinder"], ["trainer.callbacks LearningRateFinder: it can't set what"]),
         (["--trainer.precision", "half"], ["trainer.precision half: expected", "bf16-mixed"]),
         (["--trainer.max_epochs", "0"], ["trainer.max_epochs 0: nothing would be trained"]),
@@ -110,7 +109,11 @@ from sinkformer_pl.checkpoints import save_file
         (["--trainer.limit_train_batches", "0.1"], ["trainer.limit_train_batches 0.1: of 2 batches none"]),
         (
             ["--trainer.max_epochs", "-1"],
-            ["model.schedule WarmupCosine: it spans the whole training"],
+            ["model.schedule WarmupCosine: it spans all steps of the training"],
+        ),
+        (
+            ["--trainer.max_epochs", "null", "--trainer.max_time", "00:00:00:01"],
+            ["model.schedule WarmupCosine: it spans all steps of the training, whose number isn't known"],
         ),
         (["--trainer.num_nodes", "2"], ["trainer.num_nodes 2: this is one machine; start it by torchrun"]),
     ],

@@ -142,7 +142,7 @@ class MNIST(TorchvisionImages):
         """Read one part into memory."""
         if not download:
             for address, _ in self.source.resources:
-                _check_idx(root / type(self).__name__ / "raw" / Path(address).stem)
+                _check_idx(root / self.source.__name__ / "raw" / Path(address).stem)
         found = self.source(root, train=train, download=download)
         return Images(found.data[:, None], found.targets, _numbered(train, len(found.data)))
 

@@ -90,6 +90,13 @@ def test_real_mnist_is_what_torchvision_reads(real_data):
         assert torch.equal(module.datasets[split].targets, train.targets[numbers])
 
 
+def test_a_subclass_reads_the_same_files(real_data):
+    class Ours(MNIST):
+        pass
+
+    assert ready(Ours(real_data / "torchvision", train_size=100)).names("test")[0].startswith("test")
+
+
 def test_real_mnist_gives_the_same_epoch_for_any_number_of_workers(real_data):
     epochs = []
     for workers in (0, 2):
