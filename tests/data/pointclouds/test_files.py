@@ -285,10 +285,11 @@ def archive(classes: tuple[str, ...] = MODELNET_CLASSES["ModelNet10"], extra: st
         for name in classes:
             for part in ("train", "test"):
                 for index in range(3):
-                    file.writestr(f"ModelNet10/{name}/{part}/{name}_{index}.off", TETRAHEDRON.format(1))
-        file.writestr("__MACOSX/ModelNet10/._x", "")
-        if extra:
-            file.writestr(extra, "")
+                    member = f"ModelNet10/{name}/{part}/{name}_{index}.off"
+                    # A plain name would have the time of now, and the archive another checksum when the clock ticks.
+                    file.writestr(zipfile.ZipInfo(member), TETRAHEDRON.format(1))
+        for member in ["__MACOSX/ModelNet10/._x"] + [extra] * bool(extra):
+            file.writestr(zipfile.ZipInfo(member), "")
     return packed.getvalue()
 
 
