@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -137,6 +138,28 @@ def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, 
     assert printed.count("error: ") + printed.count("Traceback") == 1, printed
     assert "terminated with code" not in printed
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_under_torchrun_too_a_failure_is_said_once(tmp_path):
+    (tmp_path / "fault.py").write_text(FAULT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    fault = ["--plugins", "fault", "--trainer.callbacks", "fault.Fault"]
+    fault += ["--trainer.callbacks.rank", "1", "--trainer.callbacks.kind", "nan"]
+    done = subprocess.run(
+        [*launcher, "-m", "sinkformer_pl", "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *SMALL],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode != 0
+    assert done.stdout.count("error: epoch 0, step 2: batch 2 has a loss of nan") == 1, done.stdout
+    assert "stopped by" not in done.stdout
 
 
 SIGNALLED = """

@@ -183,7 +183,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: it is empty")
     if _is_larger(content, MOST_VALUES):
         raise UserError(
-            f"--config {path}: more than {MOST_VALUES:,} values, or aliases that refer to themselves; shorten"
+            f"--config {path}: more than {MOST_VALUES:,} values, or aliases that refer to themselves; shorten it"
         )
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected 'key: value' lines, found a {type(content).__name__}")

@@ -17,7 +17,7 @@ from sinkformer_pl.cli.messages import closest
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks import Classifier, Constant
+from sinkformer_pl.tasks import Classifier
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -156,21 +156,18 @@ def require_end(trainer: pl.Trainer, model: Classifier) -> None:
     """
     # Where neither is given, Lightning takes a number of epochs of its own, unless there is a limit of time.
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    endless = trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
-    if endless and not isinstance(model.schedule, Constant):
-        raise UserError(
-            f"model.schedule {type(model.schedule).__name__}: it spans all steps of the training, whose number isn't "
-            "known here; give trainer.max_epochs or trainer.max_steps"
-        )
+    if trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed)):
+        model.require_constant_rate()
 
 
 def require_room(folder: Path) -> None:
-    """Try to write into the folder of a run.
+    """Try to write where the folder of a run is or will be.
 
     Raises:
         OSError: there is no permission, or no room.
     """
-    with tempfile.TemporaryFile(dir=folder) as file:
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    with tempfile.TemporaryFile(dir=place) as file:
         file.write(bytes(2**16))
 
 

@@ -49,7 +49,12 @@ def _shared_file() -> str:
         handle, file = tempfile.mkstemp(prefix="sinkformer_pl-")
         os.close(handle)
         return file
-    parts = (os.getuid(), os.environ["TORCHELASTIC_RUN_ID"], os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT"))
+    parts = (
+        os.getuid(),
+        os.environ["TORCHELASTIC_RUN_ID"],
+        os.getppid(),
+        os.environ.get("TORCHELASTIC_RESTART_COUNT"),
+    )
     path = Path(tempfile.gettempdir()) / f"sinkformer_pl-{'-'.join(map(str, parts)).replace('/', '_')}"
     path.touch()
     return str(path)

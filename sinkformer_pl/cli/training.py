@@ -342,8 +342,8 @@ class TrainingCLI(LightningCLI):
         try_samples(self.model, self.datamodule, self.arguments.command)
         try:
             if self._keeps():
-                self._make_folder()
                 require_room(self.folder)
+                self._make_folder()
                 if self.arguments.command == "fit":
                     self.held.enter_context(hold(self.folder))
         except OSError as error:

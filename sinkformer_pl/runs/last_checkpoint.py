@@ -114,8 +114,9 @@ class LastCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop if a signal came."""
-        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if not self._validating or not self.signals.received or trainer.world_size > 1 or averaged:
+        if not self._validating or not self.signals.received or trainer.world_size > 1:
+            return
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             return
         done = trainer.fit_loop.batch_idx + 1
         if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:

@@ -184,16 +184,26 @@ class Classifier(pl.LightningModule):
         """Log what was counted."""
         self._log_epoch(self.test_metrics)
 
+    def require_constant_rate(self) -> None:
+        """Refuse a training whose number of steps isn't known, unless its schedule is `Constant`.
+
+        Raises:
+            UserError: names the schedule.
+        """
+        if not isinstance(self.schedule, Constant):
+            name = type(self.schedule).__name__
+            raise UserError(
+                f"model.schedule {name}: it spans all steps of the training, whose number isn't known; give "
+                "trainer.max_epochs or trainer.max_steps"
+            )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
         optimizer = self._optimizer(self.parameters())
         before, estimate = self._steps, self.trainer.estimated_stepping_batches
         steps = max(int(estimate), 1) if math.isfinite(estimate) else None
-        if steps is None and not isinstance(self.schedule, Constant):
-            raise UserError(
-                f"{type(self.schedule).__name__}: it spans all steps of the training, whose number isn't known; give "
-                "the Trainer max_epochs or max_steps"
-            )
+        if steps is None:
+            self.require_constant_rate()
         self._steps = steps
         if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
             rank_zero_info(

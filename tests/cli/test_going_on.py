@@ -122,6 +122,20 @@ def test_a_checkpoint_of_the_users_own_stands_beside_the_best(tiny, run, fail, t
     assert "it has weights alone" in fail("fit", "--config", tiny, "--ckpt_path", "own/own.ckpt")
 
 
+def test_the_best_in_a_metric_of_the_training_where_validations_come_earlier(tiny, run, tmp_path):
+    run("fit", "--config", tiny, "--monitor", "train/loss", "--trainer.val_check_interval", "1")
+    best = read_checkpoint(tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt")
+    assert best["global_step"] == 2
+
+
+def test_callbacks_may_wait_for_rates_and_leniently_for_anything(tiny, run, tmp_path):
+    stopper = {"class_path": "EarlyStopping", "init_args": {"monitor": "no/metric", "strict": False}}
+    rate = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "lr-AdamW", "dirpath": "rate"}}
+    (tmp_path / "lenient.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stopper, rate]}}))
+    run("fit", "--config", tiny, "--config", "lenient.yaml", "--trainer.log_every_n_steps", "1")
+    assert len(list((tmp_path / "rate").iterdir())) == 1
+
+
 def test_a_training_without_an_end_has_the_same_rate_throughout(tiny, run, tmp_path):
     endless = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:01", "--model.schedule", "Constant"]
     run("fit", "--config", tiny, *endless)

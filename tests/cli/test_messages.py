@@ -450,8 +450,30 @@ def test_no_room_for_results_is_noticed_before_they_are_made(tiny, run, fail):
         for command in ("validate", "test", "predict"):
             message = fail(command, "--ckpt_path", "best", "--name", "tiny")
             assert "can't write in the folder runs/tiny/version_0 (File too large); give another" in message
+        assert "can't write in the folder runs/new/version_0" in fail("fit", "--config", tiny, "--name", "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_optimizer_that_takes_no_dense_gradients(tiny, run, capfd):
+    with pytest.raises(SystemExit):
+        run("fit", "--config", tiny, "--model.optimizer", "SparseAdam")
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: SparseAdam does not support dense gradients")
+    assert line.endswith("; give another optimizer")
+
+
+def test_null_where_an_annotation_does_not_say(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lenient.py").write_text(
+        "from typing import Any\n"
+        "from sinkformer_pl.tasks import Constant\n"
+        "class Lenient(Constant):\n"
+        "    def __init__(self, number: Any = 3, maybe: int | None = 3) -> None:\n"
+        "        assert number is None and maybe is None\n"
+    )
+    nulls = ["--model.schedule.number", "null", "--model.schedule.maybe", "null"]
+    run("fit", "--config", tiny, "--model.schedule", "lenient.Lenient", *nulls)
 
 
 def test_limits_under_which_nothing_is_evaluated(tiny, run, fail):

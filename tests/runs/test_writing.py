@@ -1,0 +1,17 @@
+"""Files that are there whole or not at all."""
+
+import pytest
+
+from sinkformer_pl.runs.writing import replacing
+
+
+def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
+    path = tmp_path / "new/a.json"
+    for text in ("first", "second"):
+        with replacing(path) as file:
+            file.write(text)
+    assert path.read_text() == "second"
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines(["a part", None])
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
