@@ -2,6 +2,7 @@
 
 from sinkformer_pl.ops.attention import SinkhornInfo, sinkhorn_attention
 from sinkformer_pl.ops.entmax import entmax, entmax15, sparsemax
+from sinkformer_pl.ops.forbidden import forbid
 from sinkformer_pl.ops.low_rank_sinkhorn import low_rank_sinkhorn
 from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
 from sinkformer_pl.ops.pointwise import relu, sigmoid
@@ -22,6 +23,7 @@ __all__ = [
     "causal_pairs",
     "entmax",
     "entmax15",
+    "forbid",
     "low_rank_sinkhorn",
     "marginal_error",
     "relu",
