@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sinkformer_pl.ops.workspace import release
+from sinkformer_pl.ops.sinkhorn_attention.workspace import release
 
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.marginals import Marginals, only
-from sinkformer_pl.ops.problem import Problem, Solution
 from sinkformer_pl.ops.sinkhorn import half_steps
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem, Solution
 
 
 def reference_attention(p: Problem) -> Solution:

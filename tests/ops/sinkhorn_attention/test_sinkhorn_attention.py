@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, sinkhorn_attention
-from sinkformer_pl.ops import attention as attention_module
-from sinkformer_pl.ops import closed_form as closed_form_module
-from sinkformer_pl.ops import kernel as kernel_module
-from sinkformer_pl.ops.workspace import release
+from sinkformer_pl.ops.sinkhorn_attention import api as attention_module
+from sinkformer_pl.ops.sinkhorn_attention import closed_form as closed_form_module
+from sinkformer_pl.ops.sinkhorn_attention import kernel as kernel_module
+from sinkformer_pl.ops.sinkhorn_attention.workspace import release
 
 BACKENDS = ["reference", "dense", "streaming"]
 OUTPUT = {

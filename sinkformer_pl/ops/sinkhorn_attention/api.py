@@ -5,13 +5,13 @@ from typing import Literal, NamedTuple, get_args, overload
 
 from torch import Tensor
 
-from sinkformer_pl.ops.closed_form import closed_form_attention
 from sinkformer_pl.ops.marginals import uniform_marginals
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
-from sinkformer_pl.ops.problem import Gradient, Problem
-from sinkformer_pl.ops.reference import reference_attention
 from sinkformer_pl.ops.sinkhorn import require_half_steps, require_lam
+from sinkformer_pl.ops.sinkhorn_attention.closed_form import closed_form_attention
+from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient, Problem
+from sinkformer_pl.ops.sinkhorn_attention.reference import reference_attention
 
 KEPT_BYTES = 2**28
 """Size of a head's kernel matrix up to which "auto" is the dense backend."""

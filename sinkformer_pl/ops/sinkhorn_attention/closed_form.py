@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.implicit import key_cotangent
-from sinkformer_pl.ops.kernel import LOG_2, TILE_BYTES, Kernel, invert
 from sinkformer_pl.ops.marginals import only
-from sinkformer_pl.ops.problem import Problem, Solution, laned
-from sinkformer_pl.ops.workspace import workspace
+from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
+from sinkformer_pl.ops.sinkhorn_attention.kernel import LOG_2, TILE_BYTES, Kernel, invert
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem, Solution, laned
+from sinkformer_pl.ops.sinkhorn_attention.workspace import workspace
 
 BLOCK_BYTES = 2**20
 """Size of the kernel matrices that one thread works on together: they should stay in its cache between half-steps."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.problem import Problem
-from sinkformer_pl.ops.workspace import workspace
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem
+from sinkformer_pl.ops.sinkhorn_attention.workspace import workspace
 
 LOG_2 = math.log(2)
 
