@@ -220,10 +220,12 @@ def test_a_signal_to_one_process_ends_all_where_no_step_follows(folder, tmp_path
 
 SCRIPT = """
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 
 from sinkformer_pl.callbacks import RequireFinite
 from sinkformer_pl.data import ProceduralShapes
@@ -240,24 +242,30 @@ class Overflow(pl.Callback):
             loss.data.fill_(float("inf"))
 
 
-model = Classifier(partial(SetTransformer, dim=8, num_heads=2, inducing_points=4), Softmax, num_classes=12)
+delay = int(sys.argv[1])
+network = partial(SetTransformer, dim=8, num_heads=2, inducing_points=4)
+optimizer = partial(torch.optim.AdamW, fused=delay > 0)
+model = Classifier(network, Softmax, num_classes=12, optimizer=optimizer)
 trainer = pl.Trainer(
     max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, callbacks=[Overflow(), RequireFinite()],
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[Overflow(), RequireFinite(delay)],
 )
 try:
     trainer.fit(model, ProceduralShapes(train_size=96, val_size=24, test_size=24, batch_size=8))
 except UserError as error:
-    Path(f"rank{trainer.global_rank}").write_text(str(error))
+    Path(f"rank{trainer.global_rank}").write_text(f"{error} (at {trainer.global_step})")
 """
 
 
-def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path):
+@pytest.mark.parametrize("delay", [0, 2])
+def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path, delay):
     (tmp_path / "script.py").write_text(SCRIPT)
-    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    command = [sys.executable, "script.py", str(delay)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=True)
     deadline = time.monotonic() + 20
     while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert first.startswith("epoch 0, step 2: batch 2 has a loss of inf, of 8 samples (train/")
+    assert first.endswith(f" (at {2 + delay})")

@@ -2,38 +2,20 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from sinkformer_pl.batch import Batch
-from sinkformer_pl.errors import RunError
-
-SHOWN = 3
+from sinkformer_pl.callbacks.finite_report import Seen, Step, find, kept, listed, names_of, not_finite
+from sinkformer_pl.errors import RunError, UserError
+from sinkformer_pl.runs.delayed import DELAY, Delayed
 
 SMALLEST_LOSS_SCALE = 1e-4
 """Of 16-mixed; below it (fairseq's limit, too) gradients overflow for another reason than their scale."""
-
-
-class _Seen(NamedTuple):
-    """What is kept of a batch until it is judged; tensors stay on their device."""
-
-    number: int
-    loss: Tensor
-    samples: Tensor | None
-    finite_inputs: Tensor | None
-    finite_outputs: Tensor | None
-
-
-class _Finding(NamedTuple):
-    """What a process found; of several, the one that is nearest to the cause speaks."""
-
-    distance: int
-    text: str
 
 
 class RequireFinite(pl.Callback):
@@ -43,20 +25,31 @@ class RequireFinite(pl.Callback):
     others, and the last checkpoint, which stays as it is: one with weights that aren't finite is never written. All
     processes of a training stop at the same step, with the same message.
 
-    Each optimizer step costs a pass over its gradients and one wait for the device, after the backward pass was
-    queued; with several processes also the reduction of one number. Gradients under 16-mixed precision overflow as a
-    matter of course, and the scaler leaves these steps out; they are an error once the scale has come down to
-    `SMALLEST_LOSS_SCALE`.
+    Each optimizer step costs a pass over its gradients and, with several processes, the reduction of one number. On a
+    GPU under a fused optimizer the device itself leaves out the step, and all that follow it; the message comes at most
+    `delay` steps later, and before a checkpoint is written, before a validation and at the end of an epoch. Elsewhere
+    the host waits for the device at each step, after the backward pass was queued, and the message comes at once.
+    Gradients under 16-mixed precision overflow as a matter of course, and the scaler leaves these steps out; they are
+    an error once the scale has come down to `SMALLEST_LOSS_SCALE`.
 
     Validation, test and prediction go on, with a warning that names the samples whose outputs aren't finite. For names
     the batches have to be of type `Batch` and the data a `ClassificationData`; forward has to return (B, ...).
+
+    Args:
+        delay: steps that the message may come late under an optimizer that can leave out a step on the device, that is
+            a fused one; 0 waits at each step. None is `DELAY` on a GPU and 0 elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, delay: int | None = None) -> None:
+        if delay is not None and delay < 0:
+            raise UserError(f"RequireFinite.delay is {delay}: give 0 or more steps, or null")
+        self.delay = delay
         self._batch: Any = None
         self._number = 0
         self._outputs: Tensor | None = None
-        self._window: list[_Seen] = []
+        self._window: list[Seen] = []
+        self._pending: Delayed[Step] = Delayed()
+        self._broken: Tensor | None = None
         self._evaluated: list[tuple[Tensor, Tensor]] = []
         self._hook: Any = None
 
@@ -69,6 +62,11 @@ class RequireFinite(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Watch no longer."""
         self._remove_hook()
+        self._let_steps_through(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Watch no longer."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -80,7 +78,7 @@ class RequireFinite(pl.Callback):
         """Keep what is needed to judge the batch, without waiting for the device."""
         named = isinstance(self._batch, Batch)
         self._window.append(
-            _Seen(
+            Seen(
                 self._number,
                 loss.detach(),
                 self._batch.index if named else None,
@@ -95,33 +93,46 @@ class RequireFinite(pl.Callback):
         """Judge the batches since the last step, and their gradients.
 
         Raises:
-            RunError: something isn't finite.
+            RunError: something isn't finite, of this step or of one `delay` steps before.
         """
         window, self._window = self._window, []
-        gradients = self._gradients(trainer, optimizer)
-        values = [seen.loss.float().reshape(()) for seen in window]
-        if gradients:
-            norm = get_total_norm(gradients)
-            values.append((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float())
+        parameters = self._judged(trainer, optimizer)
+        step = Step(trainer.current_epoch, trainer.global_step, window, parameters, _largest(parameters))
+        values = [seen.loss.reshape(1) for seen in window]
+        if step.largest is not None:
+            values.append(step.largest)
         if not values:
             return
-        bad = torch.stack(values).isfinite().logical_not().any().int()
-        several = dist.is_available() and dist.is_initialized()
-        if several:
+        broken = torch.stack([value.isfinite().all() for value in values]).all().logical_not().float()
+        if _several():
             # Not the strategy's own reduction, which also makes the processes wait for each other.
-            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-        if not bool(bad):
+            dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+        if (delay := self._delay(trainer, optimizer)) == 0:
+            self._settle(trainer, pl_module)
+            if bool(broken):
+                _stop(trainer, pl_module, step)
             return
-        found = _find(trainer, pl_module, optimizer, window)
-        if several:
-            findings = [found] * trainer.world_size
-            dist.all_gather_object(findings, found)
-            found = min(filter(None, findings), key=lambda finding: finding.distance, default=None)
-        if found is not None:
-            raise RunError(
-                f"epoch {trainer.current_epoch}, step {trainer.global_step}: {found.text}; training stopped before "
-                f"this changed the weights. {_kept(trainer)}"
-            )
+        # Later steps would go on from the weights before this one, which no checkpoint must hold as theirs.
+        self._broken = broken if self._broken is None else torch.maximum(self._broken, broken)
+        optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+        self._pending.put(broken, step)
+        self._settle(trainer, pl_module, delay)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what is pending.
+
+        Raises:
+            RunError: a step's numbers aren't finite.
+        """
+        self._settle(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what is pending.
+
+        Raises:
+            RunError: a step's numbers aren't finite.
+        """
+        self._settle(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Let go of the batch."""
@@ -130,11 +141,12 @@ class RequireFinite(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let no checkpoint with broken weights come into being.
+        """Let no checkpoint with broken weights come into being, nor one after a step that was left out.
 
         Raises:
-            RunError: a parameter that isn't finite, or a buffer with a NaN.
+            RunError: a parameter that isn't finite, or a buffer with a NaN; a step's numbers that aren't.
         """
+        self._settle(trainer, pl_module)
         parameters = {name for name, _ in pl_module.named_parameters()}
         broken = [
             name
@@ -146,8 +158,8 @@ class RequireFinite(pl.Callback):
         ]
         if broken:
             raise RunError(
-                f"epoch {trainer.current_epoch}, step {trainer.global_step}: {_listed(broken)} not finite, so no "
-                f"checkpoint is written; lower model.optimizer.lr. {_kept(trainer)}"
+                f"epoch {trainer.current_epoch}, step {trainer.global_step}: {listed(broken)} not finite, so no "
+                f"checkpoint is written; lower model.optimizer.lr. {kept(trainer)}"
             )
 
     def on_validation_batch_end(
@@ -195,65 +207,62 @@ class RequireFinite(pl.Callback):
             self._hook.remove()
             self._hook = None
 
-    def _gradients(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    def _judged(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+        """The parameters whose gradients are to be finite."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
             return []
-        return [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+        return [p for p in _parameters(optimizer) if p.grad is not None and p.grad.numel()]
+
+    def _delay(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
+        """How many steps late the judgement of a step may be read."""
+        if getattr(trainer.precision_plugin, "scaler", None) is not None or not _leaves_out_steps(optimizer):
+            return 0
+        if self.delay is None:
+            return DELAY if trainer.strategy.root_device.type == "cuda" else 0
+        return self.delay
+
+    def _settle(self, trainer: pl.Trainer, pl_module: pl.LightningModule, delay: int = 0) -> None:
+        """Read the judgement of all steps but the last `delay`."""
+        for broken, step in self._pending.take(delay):
+            if bool(broken):
+                self._pending.clear()
+                _stop(trainer, pl_module, step)
+
+    def _let_steps_through(self, trainer: pl.Trainer) -> None:
+        if self._broken is not None:
+            for optimizer in trainer.optimizers:
+                vars(optimizer).pop("found_inf", None)
+        self._broken = None
+        self._pending.clear()
 
     def _warn(self, trainer: pl.Trainer, split: str) -> None:
         evaluated, self._evaluated = self._evaluated, []
         if not evaluated:
             return
         rows = torch.cat([finite for _, finite in evaluated])
-        guilty = _not_finite(torch.cat([index for index, _ in evaluated]), rows)
+        guilty = not_finite(torch.cat([index for index, _ in evaluated]), rows)
         if guilty:
             warnings.warn(
                 f"the outputs of {len(guilty)} of {len(rows)} {split} samples are not finite: "
-                f"{_names(getattr(trainer, 'datamodule', None), split, guilty)}; don't trust the {split} metrics; "
+                f"{names_of(getattr(trainer, 'datamodule', None), split, guilty)}; don't trust the {split} metrics; "
                 "repair or remove these samples",
                 stacklevel=2,
             )
 
 
-def _find(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer, window: Sequence[_Seen]
-) -> _Finding | None:
-    """What this process has that isn't finite; None where only another has, or where a norm overflowed."""
-    data = getattr(trainer, "datamodule", None)
-    for seen in window:
-        if not bool(seen.loss.isfinite()):
-            return _of_loss(data, seen)
-    names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-    broken = [
-        names.get(id(parameter), "a parameter")
-        for parameter in _parameters(optimizer)
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-    ]
-    if not broken:
-        return None
-    batches = f"batch {window[-1].number}" if len(window) == 1 else f"the {len(window)} batches of this step"
-    return _Finding(
-        3,
-        f"the gradients of {_listed(broken)} not finite, after finite losses of {batches}{_among(data, window)} "
-        "(lower model.optimizer.lr, set trainer.gradient_clip_val, or find the operation by "
-        "trainer.detect_anomaly=true)",
+def _stop(trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> NoReturn:
+    """End the training, on every process, for what any of them found in a step."""
+    found = find(trainer, pl_module, step)
+    if _several():
+        findings = [found] * trainer.world_size
+        dist.all_gather_object(findings, found)
+        found = min(filter(None, findings), key=lambda finding: finding.distance)
+    assert found is not None
+    raise RunError(
+        f"epoch {step.epoch}, step {step.number}: {found.text}; training stopped before this changed the weights. "
+        f"{kept(trainer)}"
     )
-
-
-def _of_loss(data: Any, seen: _Seen) -> _Finding:
-    batch = f"batch {seen.number} has a loss of {float(seen.loss)}"
-    guilty = _not_finite(seen.samples, seen.finite_inputs)
-    if guilty:
-        return _Finding(
-            0, f"{batch}: the inputs of {_names(data, 'train', guilty)} are not finite (repair or remove them)"
-        )
-    guilty = _not_finite(seen.samples, seen.finite_outputs)
-    # Statistics over the batch carry what is wrong with one sample to all.
-    if guilty and seen.samples is not None and len(guilty) < len(seen.samples):
-        remedy = "look at them, or lower model.optimizer.lr"
-        return _Finding(1, f"{batch}: the outputs for {_names(data, 'train', guilty)} are not finite ({remedy})")
-    return _Finding(2, f"{batch}{_among(data, [seen])} (lower model.optimizer.lr, or look at these samples)")
 
 
 def _finite_rows(values: Tensor) -> Tensor:
@@ -261,37 +270,27 @@ def _finite_rows(values: Tensor) -> Tensor:
     return values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
 
 
+def _largest(parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """(parameters,): the largest magnitude in each gradient, which is finite if all of it is; None without any."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return None
+    norms = torch._foreach_norm(gradients, float("inf"))
+    largest = torch.stack([norm.to(norms[0].device) for norm in norms])
+    # Of gradients that are divided over processes.
+    return largest.full_tensor() if hasattr(largest, "full_tensor") else largest
+
+
+def _leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer heeds `found_inf`, by which PyTorch's loss scaling has steps left out on the device."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    divided = any(hasattr(parameter, "full_tensor") for parameter in _parameters(optimizer))
+    return fused and getattr(optimizer, "_step_supports_amp_scaling", False) and not divided
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _not_finite(samples: Tensor | None, finite: Tensor | None) -> list[int]:
-    """The samples that aren't finite."""
-    if samples is None or finite is None or len(samples) != len(finite):
-        return []
-    return samples[~finite].tolist()
-
-
-def _among(data: Any, window: Sequence[_Seen]) -> str:
-    indices = [index for seen in window if seen.samples is not None for index in seen.samples.tolist()]
-    return f", of {len(indices)} samples ({_names(data, 'train', indices)})" if indices else ""
-
-
-def _names(data: Any, split: str, indices: Sequence[int]) -> str:
-    try:
-        names = data.names(split)
-    except (AttributeError, KeyError):  # No data module, or none of this package.
-        names = None
-    shown = ", ".join(str(names[index]) if names else f"sample {index}" for index in indices[:SHOWN])
-    return shown + (f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else "")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more} {'are' if len(names) > 1 else 'is'}"
-
-
-def _kept(trainer: pl.Trainer) -> str:
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    paths = [path for callback in callbacks if (path := getattr(callback, "last_model_path", ""))]
-    return f"The last good weights are in {paths[0]}" if paths else "No checkpoint was written before"

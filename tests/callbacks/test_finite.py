@@ -35,8 +35,9 @@ class Shapes(ProceduralShapes):
 class Broken(Classifier):
     """A classifier whose loss or gradients break at a given batch of the second epoch."""
 
-    def __init__(self, loss=None, gradient=None, at=2):
-        super().__init__(partial(SetTransformer, dim=8, num_heads=2, inducing_points=4), Softmax, num_classes=12)
+    def __init__(self, loss=None, gradient=None, at=2, **options):
+        network = partial(SetTransformer, dim=8, num_heads=2, inducing_points=4)
+        super().__init__(network, Softmax, num_classes=12, **options)
         self.loss, self.gradient, self.at = loss, gradient, at
 
     def training_step(self, batch, batch_idx):
@@ -57,13 +58,13 @@ class Watch(pl.Callback):
         self.before = {name: value.clone() for name, value in pl_module.named_parameters()}
 
 
-def trainer(folder, *callbacks, **options):
+def trainer(folder, *callbacks, delay=None, **options):
     options = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0} | options
     return pl.Trainer(
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[RequireFinite(), Watch(), *callbacks],
+        callbacks=[RequireFinite(delay), Watch(), *callbacks],
         **options,
     )
 
@@ -100,6 +101,87 @@ def test_gradients_stop_at_their_step_and_are_named(tmp_path, options):
         run.fit(model, Shapes())
     before = run.callbacks[1].before
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+class States(pl.Callback):
+    """Weights and optimizer state before each step."""
+
+    def __init__(self):
+        self.before = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        [optimizer] = trainer.optimizers
+        states = [value for state in optimizer.state.values() for value in state.values() if value is not None]
+        self.before[trainer.global_step] = [t.detach().clone() for t in (*pl_module.parameters(), *states)]
+
+
+FUSED = {
+    "AdamW": partial(torch.optim.AdamW, fused=True),
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+@pytest.mark.parametrize("broken", [{"loss": float("nan")}, {"gradient": float("inf")}], ids=["loss", "gradient"])
+def test_a_late_message_comes_some_steps_later_and_nothing_was_changed_meanwhile(tmp_path, optimizer, broken):
+    model, states = Broken(**broken, optimizer=FUSED[optimizer]), States()
+    run = trainer(tmp_path, states, checkpointing(tmp_path), delay=2, gradient_clip_val=1.0)
+    with pytest.raises(UserError, match=r"^epoch 1, step 8: ") as error:
+        run.fit(model, Shapes())
+    # The second batch after the bad one.
+    assert run.global_step == 10
+    assert ("batch 2 has a loss of nan" if "loss" in broken else "head.weight, head.bias") in str(error.value)
+    assert sum(name in str(error.value) for name in run.datamodule.names("train")) >= 3
+    assert not torch.equal(states.before[7][0], states.before[8][0])
+    for step in (9, 10):
+        assert all(torch.equal(a, b) for a, b in zip(states.before[8], states.before[step], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(states.before[8], model.parameters(), strict=False))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert not hasattr(run.optimizers[0], "found_inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "every", "stopped", "last"),
+    [
+        ({}, None, 12, 6),
+        ({"val_check_interval": 4}, None, 10, 4),
+        ({"limit_val_batches": 0}, 1, 9, 8),
+        ({"max_steps": 10}, None, 10, 6),
+    ],
+    ids=["epoch", "validation", "checkpoint", "last step"],
+)
+def test_a_late_message_comes_before_a_checkpoint_and_before_a_validation(tmp_path, options, every, stopped, last):
+    model = Broken(loss=float("nan"), optimizer=FUSED["AdamW"])
+    often = [] if every is None else [pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=every)]
+    run = trainer(tmp_path, *(often or [checkpointing(tmp_path)]), delay=100, **options)
+    with pytest.raises(UserError, match=r"^epoch 1, step 8: batch 2 has a loss of nan"):
+        run.fit(model, Shapes())
+    assert run.global_step == stopped
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == last
+
+
+def test_a_late_message_of_accumulated_batches_names_the_one_at_fault(tmp_path):
+    run = trainer(tmp_path, delay=1, accumulate_grad_batches=2)
+    with pytest.raises(UserError, match=r"epoch 1, step 3: batch 1 has a loss of nan, of 8 samples"):
+        run.fit(Broken(loss=float("nan"), at=1, optimizer=FUSED["AdamW"]), Shapes())
+    assert run.global_step == 4
+
+
+def test_a_late_judgement_changes_no_number_of_a_sound_training(tmp_path):
+    def weights(delay):
+        pl.seed_everything(0)
+        model = Broken(optimizer=FUSED["AdamW"])
+        trainer(tmp_path, delay=delay).fit(model, Shapes())
+        return list(model.parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(3), weights(0), strict=True))
+
+
+def test_an_optimizer_that_cannot_leave_out_a_step_is_waited_for(tmp_path):
+    run = trainer(tmp_path, delay=4)
+    with pytest.raises(UserError, match="epoch 1, step 8: batch 2 has a loss of nan"):
+        run.fit(Broken(loss=float("nan"), optimizer=torch.optim.RMSprop), Shapes())
+    assert run.global_step == 8
 
 
 def test_a_norm_that_overflows_is_no_gradient_that_is_not_finite(tmp_path):
