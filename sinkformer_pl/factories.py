@@ -123,11 +123,14 @@ def import_class(path: str) -> type:
 
 
 def public_path(cls: type) -> str:
-    """The shortest dotted path of a class among the modules it lives in: files may move, public names stay."""
+    """Return the shortest dotted path of a class among the modules it lives in: files may move, public names stay.
+
+    A name that a module makes up on demand (PEP 562) isn't one of its own: checkpoints keep the paths they have.
+    """
     parts = cls.__module__.split(".")
     for length in range(1, len(parts)):
         module = ".".join(parts[:length])
-        if getattr(sys.modules.get(module), cls.__name__, None) is cls:
+        if module in sys.modules and vars(sys.modules[module]).get(cls.__name__) is cls:
             return f"{module}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 

@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "tasks",
     },
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"normalizations", "ops", "tasks"},
 }
 
 

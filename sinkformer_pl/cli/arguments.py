@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
+from sinkformer_pl.cli.options import module_names
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder, root_of
 
@@ -204,11 +205,3 @@ def _lookup(content: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content
-
-
-def module_names(value: Any) -> list[str]:
-    """Module names from "a,b", "[a, b]" or a list."""
-    parts = value.strip("[]").split(",") if isinstance(value, str) else value or []
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"plugins {value}: expected names of modules")
-    return [part.strip(" '\"") for part in parts if part.strip()]

@@ -6,8 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from sinkformer_pl.cli.arguments import module_names
-from sinkformer_pl.cli.options import OptionParser
+from sinkformer_pl.cli.options import OptionParser, module_names
 from sinkformer_pl.factories import parameters_of
 from sinkformer_pl.normalizations import AttentionNormalization, Guarantees, load_plugins, registered
 

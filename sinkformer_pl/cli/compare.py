@@ -19,11 +19,12 @@ from rich.markdown import Markdown
 from sinkformer_pl.cli.arguments import Arguments, split_off
 from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.cli.training import TrainingCLI, run_training
-from sinkformer_pl.comparison import Trial, locked, read_arms, read_result, run_all, write_report
+from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.runs import StopSignals
 from sinkformer_pl.runs.folders import DEFAULT_NAME, local_folder, require_name, versions
+from sinkformer_pl.runs.lock import locked
 from sinkformer_pl.runs.writing import replacing
 
 RECORD = "comparison.json"
@@ -121,7 +122,12 @@ def _run(trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int)
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.ExitStack() as held:
         try:
-            lock = held.enter_context(locked(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            refusal = (
+                f"{folder}: another process works in it, maybe a run of a comparison that was killed; wait for it, or "
+                "stop it"
+            )
+            lock = held.enter_context(locked(folder / "lock", refusal))
             _write_record(folder, arguments)
         except OSError as error:
             raise UserError(

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
 from sinkformer_pl.cli.processes import first_to_fail, together
 from sinkformer_pl.errors import RunError, UserError
 
@@ -69,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _for_users(error: Exception) -> str | None:
-    """What an error says that the user can mend, None for any other."""
+    """Return what an error says that the user can mend, None for any other."""
     text = str(error)
+    if isinstance(error, UserError):
+        return text
     if "No supported gpu backend" in text:
         return "trainer.accelerator gpu: PyTorch sees no GPU here; give --trainer.accelerator cpu, or leave it out"
     if found := re.search(r"strategy `(\w+)` requires a GPU", text):
@@ -83,7 +83,9 @@ def _for_users(error: Exception) -> str | None:
         return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text:
         return f"{' '.join(text.split()) or 'out of memory'}; make the network, the data or data.batch_size smaller"
-    return text if isinstance(error, UserError | MisconfigurationException) else None
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    return text if isinstance(error, MisconfigurationException) else None
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytorch_lightning as pl
+from typing import TYPE_CHECKING
 
 from sinkformer_pl.errors import RunError
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 VARIABLE = "SINKFORMER_PL_PROCESSES"
 """Environment variable "PID:FILE": the first process, and a file that all of one machine share."""
@@ -71,7 +73,7 @@ def first_to_fail() -> bool:
     return True
 
 
-def require_others(trainer: pl.Trainer) -> None:
+def require_others(trainer: "pl.Trainer") -> None:
     """Say so if another process was ended in the midst of a training, which makes the others fail.
 
     Raises:

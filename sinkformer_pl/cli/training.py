@@ -56,7 +56,7 @@ from sinkformer_pl.runs import (
     StopSignals,
 )
 from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, require_name
-from sinkformer_pl.runs.lock import hold
+from sinkformer_pl.runs.lock import locked
 from sinkformer_pl.tasks import Classifier
 
 
@@ -345,7 +345,8 @@ class TrainingCLI(LightningCLI):
                 require_room(self.folder)
                 self._make_folder()
                 if self.arguments.command == "fit":
-                    self.held.enter_context(hold(self.folder))
+                    refusal = f"{self.folder}: another process trains there; wait for its end, or end it"
+                    self.held.enter_context(locked(self.folder / ".lock", refusal))
         except OSError as error:
             raise UserError(
                 f"trainer.default_root_dir: can't write in the folder {self.folder} ({error.strerror}); give "

@@ -3,7 +3,7 @@
 from sinkformer_pl.comparison.arms import Arm, read_arms
 from sinkformer_pl.comparison.report import Difference, Summary, differences, summaries, write_report
 from sinkformer_pl.comparison.results import Result, read_result
-from sinkformer_pl.comparison.schedule import locked, run_all
+from sinkformer_pl.comparison.schedule import run_all
 from sinkformer_pl.comparison.trial import Trial
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Summary",
     "Trial",
     "differences",
-    "locked",
     "read_arms",
     "read_result",
     "run_all",

@@ -1,8 +1,8 @@
 """The tables and the picture of a comparison. Every run is in them."""
 
 import csv
-import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +106,9 @@ def differences(results: Sequence[Result], metric: str) -> list[Difference]:
         mean = statistics.fmean(pairs)
         interval = None
         if len(pairs) > 1:
-            half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(pairs) - 1)) * statistics.stdev(pairs)
-            interval = (mean - half / math.sqrt(len(pairs)), mean + half / math.sqrt(len(pairs)))
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal differences
+                low, high = stats.ttest_1samp(pairs, 0).confidence_interval(CONFIDENCE)
+            interval = (float(low), float(high))
         found.append(Difference(label, baseline, tuple(pairs), mean, interval))
     return found
 

@@ -1,13 +1,11 @@
 """Runs one after the other, or several at once, each in a process of its own."""
 
-import contextlib
-import fcntl
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +26,8 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
     Args:
         trials: the runs.
         jobs: how many at once.
-        lock: what `locked` gives, for the folder of the comparison.
+        lock: descriptor of the locked file of the comparison; the runs inherit it, so that the lock lasts as long as
+            any of them lives.
         said: is told a line as each trial begins and ends.
 
     Returns:
@@ -79,26 +78,6 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
     return failed
 
 
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[int]:
-    """Hold the folder of a comparison; the runs inherit the lock, so that it lasts as long as any of them lives.
-
-    Raises:
-        UserError: another process works in the folder.
-        OSError: it can't be made, or nothing can be written there.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{root}: another process works in it, maybe a run of a comparison that was killed; wait for it, "
-                "or stop it"
-            ) from None
-        yield file.fileno()
-
-
 def _run(
     command: Sequence[str],
     log: Path,
@@ -114,7 +93,7 @@ def _run(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            pass_fds=(lock,),
+            pass_fds=() if os.name == "nt" else (lock,),
         )
         running.add(process)
         if stop.is_set():

@@ -1,39 +1,53 @@
-"""One training in a folder at a time."""
+"""One process at a time in a folder."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+from filelock import lock_descriptor
 
 from sinkformer_pl.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Not on Windows.
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock"
+_held: set[int] = set()
 
 
-def hold(folder: Path) -> TextIO:
-    """Keep other processes from training in a folder, until the file that this returns is closed or the process ends.
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[int]:
+    """Lock a file until this context or the process ends; it is made if there is none.
 
-    Systems and file systems without locks keep nobody away.
+    A forked process, such as a loader's worker that outlives a killed training by seconds, doesn't keep the lock. One
+    that is started with the descriptor (`pass_fds` of `subprocess`) does. File systems without locks keep nobody away.
 
     Args:
-        folder: of a run.
+        path: the file, in the folder that is to be used by one process alone.
+        refusal: error message if another process holds the lock.
+
+    Yields:
+        The descriptor of the open file.
 
     Raises:
-        UserError: another process trains there.
+        UserError: another process holds the lock.
         OSError: the file can't be made.
     """
-    file = (folder / LOCK).open("a")
-    if fcntl is None:
-        return file
-    try:
-        # Not flock, which loader processes that outlive the training by seconds would hold on.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise UserError(f"{folder}: another process trains there; wait for its end, or end it") from None
-    except OSError:
-        pass
-    return file
+    with path.open("a") as file:
+        try:
+            taken = lock_descriptor(file.fileno(), blocking=False)
+        except OSError:
+            taken = True
+        if not taken:
+            raise UserError(refusal)
+        _held.add(file.fileno())
+        try:
+            yield file.fileno()
+        finally:
+            _held.discard(file.fileno())
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

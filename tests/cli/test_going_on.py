@@ -154,11 +154,11 @@ def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
 HOLDING = """
 import sys
 from pathlib import Path
-from sinkformer_pl.runs.lock import hold
+from sinkformer_pl.runs.lock import locked
 
-held = hold(Path("runs/tiny/version_0"))
-print("held", flush=True)
-sys.stdin.read()
+with locked(Path("runs/tiny/version_0/.lock"), "taken"):
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 
