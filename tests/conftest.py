@@ -1,6 +1,11 @@
-"""Where tests find real files."""
+"""One thread for each process, and what tests are skipped without."""
 
 import os
+
+# Before torch is imported, and in every process that a test starts: the threads of several would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +21,26 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Problems of a test are so small that a second thread costs more than it brings."""
-    torch.set_num_threads(1)
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of a browser to click in."""
+    pytest.importorskip("playwright", reason="playwright isn't installed: pip install -e '.[browser]'")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine to look at a page with")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """Return the GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that PyTorch can use")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def no_cuda() -> None:
+    """Skip where there is a GPU: the test is of what is said without one."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")

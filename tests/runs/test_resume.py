@@ -1,16 +1,14 @@
-"""Trainings that are killed or stopped, and go on in a new process: real ones, compared to the last bit."""
+"""Trainings that are killed or stopped, and go on in another process, compared to the last bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from tests import commands
 from tests.cli.conftest import TINY
 from tests.trials.kill_and_resume import differences
 
@@ -110,21 +108,11 @@ class Place:
         (folder / "witness.py").write_text(WITNESS)
 
     def fit(self, name: str, *argv: str, strike: str = "", status: int = 0) -> str:
-        """Train in a process group of its own; returns what it printed."""
-        command = [sys.executable, "-m", "sinkformer_pl", "fit", "--config", "tiny.yaml", "--name", name, *argv]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "STRIKE": strike, "SEEN": f"{name}.seen"}
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            timeout=300,
-        )
-        assert done.returncode == status, done.stdout
-        return done.stdout
+        """Train in a process group of its own; returns what it printed, errors last."""
+        argv = ["fit", "--config", "tiny.yaml", "--name", name, *argv]
+        done = commands.run(*argv, cwd=self.folder, env={"STRIKE": strike, "SEEN": f"{name}.seen"})
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def seen(self, name: str, rank: int = 0) -> list[str]:
         """What the steps saw."""

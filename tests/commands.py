@@ -1,0 +1,97 @@
+"""Run commands of the package as a user does, each in a process of its own.
+
+A new interpreter spends five seconds on imports. `run` and `start` fork a child of the standard library's fork server
+instead, a process that has everything imported and has done nothing else: the child has its own session, folder,
+environment, output and exit status. `interpreter` gives the command line of a new process, for tests where the
+process itself is the matter: trainings of several processes, installation, imports.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        *("pytorch_lightning.cli", "sklearn.datasets", "tensorboard.summary", "tokenizers"),
+        *(f"sinkformer_pl.{part}" for part in ("callbacks", "cli", "comparison", "data", "models", "tasks")),
+    ]
+)
+
+
+def run(
+    *argv: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    first: Callable[[], None] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m sinkformer_pl ARGV` in a forked child.
+
+    Args:
+        argv: the arguments of the command.
+        cwd: the folder in which it runs.
+        env: variables to add to the environment of the tests.
+        first: a function of a module that the child calls before the command.
+        timeout: seconds after which the child and what it started are killed.
+
+    Returns:
+        Its exit status, negative for a signal, and what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        child = start(*argv, cwd=cwd, env=env, first=first, out=out, err=err)
+        child.join(timeout)
+        if child.exitcode is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(argv, timeout, out.read_bytes(), err.read_bytes())
+        return subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
+
+
+def start(
+    *argv: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    first: Callable[[], None] | None = None,
+    out: Path = Path(os.devnull),
+    err: Path = Path(os.devnull),
+) -> ForkServerProcess:
+    """Start a command as `run` does; the child leads a process group, and writes its output to two files."""
+    child = SERVER.Process(target=_be_command, args=(argv, cwd, {**os.environ, **(env or {})}, first, out, err))
+    child.start()
+    return child
+
+
+def interpreter(*argv: str) -> list[str]:
+    """Return the command line of `python -m sinkformer_pl ARGV` for a new process."""
+    return [sys.executable, "-m", "sinkformer_pl", *argv]
+
+
+def _be_command(
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], first: Callable[[], None] | None, out: Path, err: Path
+) -> None:
+    os.setsid()
+    # As in a new interpreter: the start method of the workers of a loader, and what Lightning repeats for its ranks.
+    multiprocessing.set_start_method(None, force=True)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for path, number in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.path.insert(0, str(cwd))
+    sys.argv = ["sinkformer_pl", *argv]
+    if first is not None:
+        first()
+    runpy.run_module("sinkformer_pl", run_name="__main__", alter_sys=True)
