@@ -13,14 +13,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("pytorch_lightning.cli", "sklearn.datasets", "tensorboard.summary", "tokenizers"),
+        *("matplotlib.pyplot", "pytorch_lightning.cli", "scipy.stats", "sklearn.datasets"),
+        *("tensorboard.summary", "tokenizers", "torch.utils.tensorboard"),
         *(f"sinkformer_pl.{part}" for part in ("callbacks", "cli", "comparison", "data", "models", "tasks")),
     ]
 )
@@ -77,10 +81,51 @@ def interpreter(*argv: str) -> list[str]:
     return [sys.executable, "-m", "sinkformer_pl", *argv]
 
 
+class _ForkedTrial:
+    """What `compare` asks of a process."""
+
+    def __init__(self, command: Sequence[str], *, stdout: IO[str], env: Mapping[str, str], **_: Any) -> None:
+        log, status = Path(stdout.name), 1
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            _be_command(command[3:], Path.cwd(), env, None, log, log, leads=False)
+            status = 0
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # not by way of the threads of compare, which aren't there
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+
+def fork_trials() -> None:
+    """Let a `compare` of this process fork its trials; for the argument `first`."""
+    from sinkformer_pl.comparison import schedule
+
+    schedule.subprocess = SimpleNamespace(Popen=_ForkedTrial, STDOUT=subprocess.STDOUT)
+
+
 def _be_command(
-    argv: Sequence[str], cwd: Path, env: Mapping[str, str], first: Callable[[], None] | None, out: Path, err: Path
+    argv: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    first: Callable[[], None] | None,
+    out: Path,
+    err: Path,
+    leads: bool = True,
 ) -> None:
-    os.setsid()
+    if leads:
+        os.setsid()
     # As in a new interpreter: the start method of the workers of a loader, and what Lightning repeats for its ranks.
     multiprocessing.set_start_method(None, force=True)
     os.chdir(cwd)

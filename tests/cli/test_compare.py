@@ -3,9 +3,9 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sinkformer_pl.cli import main
+from tests import commands
 from tests.cli.conftest import TINY
 
 # Writes down what a training sees: the samples of each step, their values, and the weights at the start.
@@ -54,8 +55,16 @@ def config(folder: Path, callback: str, epochs: int) -> None:
     (folder / "witness.py").write_text(WITNESS)
 
 
-def compare(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "sinkformer_pl", "compare", "--config", "tiny.yaml", *argv]
+def compare(folder: Path, *argv: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Compare in a process whose trials are processes of their own, all of them forked."""
+    done = commands.run(*COMPARE, *argv, cwd=folder, first=commands.fork_trials)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+COMPARE = ["compare", "--config", "tiny.yaml"]
+ARMS = [*COMPARE, "--normalizations", "Softmax,Sinkhorn,LowRankSinkhorn(rank=4)", "--data.batch_size", "16"]
+ARMS += ["--seeds", "3,4"]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +72,11 @@ def compared(tmp_path_factory):
     """A folder with a comparison of three normalizations, and what the command printed."""
     folder = tmp_path_factory.mktemp("compared")
     config(folder, "Witness", 2)
-    arms = "Softmax,Sinkhorn,LowRankSinkhorn(rank=4)"
-    command = compare("--normalizations", arms, "--seeds", "3,4", "--jobs", "2")
-    command += ["--data.batch_size", "16"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, command, done.stdout
+    return folder, compare(folder, *ARMS[3:], "--jobs", "2").stdout
 
 
 def test_everything_is_reported(compared):
-    folder, _, printed = compared
+    folder, printed = compared
     root = folder / "runs/tiny-compare"
     rows = list(csv.DictReader((root / "runs.csv").open()))
     labels = ["Softmax", "Sinkhorn(n_iters=5)", "LowRankSinkhorn(rank=4)"]
@@ -92,7 +95,7 @@ def test_everything_is_reported(compared):
 
 
 def test_arms_see_the_same_batches_and_begin_with_the_same_weights(compared):
-    folder, *_ = compared
+    folder, _ = compared
     witnesses = [json.loads(path.read_text()) for path in (folder / "runs/tiny-compare").glob("*.json")]
     witnesses = [witness for witness in witnesses if "seen" in witness]
     assert len(witnesses) == 6
@@ -111,11 +114,11 @@ def test_arms_see_the_same_batches_and_begin_with_the_same_weights(compared):
 
 
 def test_what_is_done_isnt_done_again_and_seeds_can_be_added(compared, monkeypatch, capsys):
-    folder, command, _ = compared
+    folder, _ = compared
     monkeypatch.chdir(folder)
     root = folder / "runs/tiny-compare"
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.ckpt")}
-    argv = command[3:]
+    argv = list(ARMS)
     main(argv)
     assert "6 of them done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.ckpt")} == before
@@ -133,26 +136,30 @@ def test_what_is_done_isnt_done_again_and_seeds_can_be_added(compared, monkeypat
     assert "--seed_everything 5 --data.seed 5" in fit
     assert test.endswith("--ckpt_path best")
     # Another scheduler runs a line; compare finds its result.
-    line = lines[0].replace("python -m", f"{sys.executable} -m")
-    subprocess.run(line, shell=True, check=True, capture_output=True)
+    for line in lines[0].split(" && "):
+        *python, _ = words = shlex.split(line)[:4]
+        assert python == ["python", "-m", "sinkformer_pl"], words
+        commands.run(*shlex.split(line)[3:], cwd=folder).check_returncode()
     main([*argv, "--dry-run"])
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_other_arguments_need_another_name(compared, monkeypatch, capsys):
-    folder, command, _ = compared
+    folder, _ = compared
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit):
-        main([*command[3:], "--model.backbone.dim", "16"])
+        main([*ARMS, "--model.backbone.dim", "16"])
     assert "it holds runs with other arguments" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     config(tmp_path, "Slow", 4)
-    command = compare("--normalizations", "Softmax,Sinkhorn", "--seeds", "0")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    slow = {**environment, "PAUSE": "30"}
-    first = subprocess.Popen(command, cwd=tmp_path, env=slow, stdout=subprocess.DEVNULL, start_new_session=True)
+    argv = ["--normalizations", "Softmax,Sinkhorn", "--seeds", "0"]
+    command = commands.interpreter(*COMPARE, *argv)
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PAUSE": "30"}, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     root = tmp_path / "runs/tiny-compare"
     deadline = time.monotonic() + 180
     while not list(root.glob("Softmax-seed0/version_0/checkpoints/last.ckpt")):
@@ -162,12 +169,10 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     # Its run still lives: nobody else may work there.
-    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "another process works in it" in refused.stderr
+    assert "another process works in it" in compare(tmp_path, *argv, status=2).stderr
     os.killpg(first.pid, signal.SIGKILL)
     while True:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         if "another process" not in done.stderr:
             break
     assert done.returncode == 0, done.stdout + done.stderr
@@ -182,33 +187,31 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     assert epochs == ["0", "1", "2", "3"]
 
 
-def test_runs_that_fail_are_reported_and_tried_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_runs_that_fail_are_reported_and_tried_again(tmp_path):
     config(tmp_path, "Witness", 1)
     source = (tmp_path / "witness.py").read_text()
     raising = """
         if "Sinkhorn" in str(pl_module.hparams["normalization"]):
             raise OSError("the disk is full")"""
     (tmp_path / "witness.py").write_text(source.replace("self.seen = []", "self.seen = []" + raising))
-    argv = compare("--normalizations", "Sinkhorn,Softmax", "--seeds", "0")[3:]
-    with pytest.raises(SystemExit):
-        main(argv)
-    captured = capsys.readouterr()
-    assert "Sinkhorn(n_iters=5), seed 0: fit failed, status 1: OSError: the disk is full" in captured.out
-    assert "| Softmax | 0 | done |" in Path("runs/tiny-compare/summary.md").read_text()
-    assert "| Sinkhorn(n_iters=5) | 0 | failed | - |" in Path("runs/tiny-compare/summary.md").read_text()
-    assert captured.err.startswith("error: 1 of 2 runs failed, the first by: status 1: OSError: the disk is full")
+    argv = ["--normalizations", "Sinkhorn,Softmax", "--seeds", "0"]
+    done = compare(tmp_path, *argv, status=2)
+    assert "Sinkhorn(n_iters=5), seed 0: fit failed, status 1: OSError: the disk is full" in done.stdout
+    summary = (tmp_path / "runs/tiny-compare/summary.md").read_text()
+    assert "| Softmax | 0 | done |" in summary
+    assert "| Sinkhorn(n_iters=5) | 0 | failed | - |" in summary
+    assert done.stderr.startswith("error: 1 of 2 runs failed, the first by: status 1: OSError: the disk is full")
     (tmp_path / "witness.py").write_text(source)
-    main(argv)
-    assert "1 of them done" in capsys.readouterr().out
+    assert "1 of them done" in compare(tmp_path, *argv).stdout
 
 
 def test_what_is_refused_stops_all_and_leaves_the_name_to_the_next(tmp_path, monkeypatch, capsys):
+    """Its runs are new processes, as they are for a user."""
     monkeypatch.chdir(tmp_path)
     config(tmp_path, "Witness", 1)
     for interval in ("1000", "2000"):
         with pytest.raises(SystemExit):
-            main([*compare("--normalizations", "Softmax,Sinkhorn")[3:], "--trainer.val_check_interval", interval])
+            main([*COMPARE, "--normalizations", "Softmax,Sinkhorn", "--trainer.val_check_interval", interval])
         captured = capsys.readouterr()
         assert captured.err.startswith(f"error: trainer.val_check_interval {interval}: an epoch has")
         assert captured.out.count("begins") == 1
@@ -225,7 +228,7 @@ def test_what_is_refused_stops_all_and_leaves_the_name_to_the_next(tmp_path, mon
         (["--trainer.max_epochs", "-5"], "max_epochs"),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs 0: nothing would be trained"),
         (["--trainer.max_steps", "0"], "trainer.max_steps 0: nothing would be trained"),
-        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches 0: nothing would be trained"),
+        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches 0"),
         (["--trainer.limit_test_batches", "0.0"], "trainer.limit_test_batches 0.0: nothing would be tested"),
         (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing false: no weights would be kept"),
         (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run: it keeps no weights to test"),
