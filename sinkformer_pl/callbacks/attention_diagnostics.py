@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,8 +15,8 @@ from sinkformer_pl.batch import Batch
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.epoch_rows import append_rows, keep_before, read_rows
-from sinkformer_pl.runs.record import RunRecord
+from sinkformer_pl.training.csv_file import CSVFile, before_epoch
+from sinkformer_pl.training.run_record import RunRecord
 
 FILE = "attention.csv"
 FOLDER = "attention"
@@ -86,7 +85,7 @@ class AttentionDiagnostics(pl.Callback):
             records = (callback.folder for callback in trainer.callbacks if isinstance(callback, RunRecord))  # type: ignore[attr-defined]
             self.folder = next(records, None) or Path(trainer.log_dir or trainer.default_root_dir)
             for path in (self.folder / FILE, self.folder / FOLDER / COLUMN_SUMS):
-                keep_before(path, trainer.current_epoch)
+                CSVFile(path).keep(before_epoch(trainer.current_epoch))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, write and log."""
@@ -103,22 +102,21 @@ class AttentionDiagnostics(pl.Callback):
         epoch = trainer.current_epoch
         self._last = epoch, layers
         parameters = {layer.name: learned_parameters(layer.layer) for layer in layers}
-        names = list(dict.fromkeys(name for found in parameters.values() for name in found))
-        columns = ["epoch", "layer", "head", *MEASURES, *names]
-        rows: list[list[Any]] = []
-        for layer, measures in measured.items():
-            found = {**measures, **parameters[layer]}
-            numbers = {name: values.tolist() for name, values in found.items()}
-            for head in range(len(numbers[MEASURES[0]])):
-                cells = [_cell(numbers[name][head]) if name in numbers else "" for name in columns[3:]]
-                rows.append([epoch, layer, head, *cells])
-        append_rows(self.folder / FILE, columns, rows)
+        rows = [
+            {"epoch": epoch, "layer": layer, "head": head, **{n: _cell(values[head]) for n, values in numbers.items()}}
+            for layer, measures in measured.items()
+            if (numbers := {n: values.tolist() for n, values in {**measures, **parameters[layer]}.items()})
+            for head in range(len(numbers[MEASURES[0]]))
+        ]
+        CSVFile(self.folder / FILE).append(rows)
         shares = torch.linspace(0, 1, STEPS + 1)
-        sums = [(layer.name, column_sums(layer.weights, layer.mask).float().nanquantile(shares)) for layer in layers]
-        append_rows(
-            self.folder / FOLDER / COLUMN_SUMS,
-            ["epoch", "layer", *(f"{share:g}" for share in shares.tolist())],
-            [[epoch, name, *map(_cell, values.tolist())] for name, values in sums],
+        quantiles = {layer.name: column_sums(layer.weights, layer.mask).float().nanquantile(shares) for layer in layers}
+        names = [f"{share:g}" for share in shares.tolist()]
+        CSVFile(self.folder / FOLDER / COLUMN_SUMS).append(
+            [
+                {"epoch": epoch, "layer": layer, **dict(zip(names, map(_cell, values.tolist()), strict=True))}
+                for layer, values in quantiles.items()
+            ]
         )
         if self.draw_every is not None and (epoch + 1) % self.draw_every == 0:
             self._draw(trainer, pl_module)
@@ -164,9 +162,9 @@ class AttentionDiagnostics(pl.Callback):
 
 
 def read_column_sums(path: Path) -> dict[str, dict[int, list[float]]]:
-    """What `column_sums.csv` holds: by layer and epoch, the quantiles of the column sums at even steps from 0 to 1."""
+    """Read `column_sums.csv`: by layer and epoch, the quantiles of the column sums at even steps from 0 to 1."""
     history: dict[str, dict[int, list[float]]] = {}
-    for epoch, layer, *values in read_rows(path)[1:]:
+    for epoch, layer, *values in map(dict.values, CSVFile(path).read()[1]):
         history.setdefault(layer, {})[int(epoch)] = [float(value) for value in values]
     return history
 

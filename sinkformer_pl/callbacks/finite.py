@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sinkformer_pl.batch import Batch
 from sinkformer_pl.callbacks.finite_report import Seen, Step, find, kept, listed, names_of, not_finite
 from sinkformer_pl.errors import RunError, UserError
-from sinkformer_pl.runs.delayed import DELAY, Delayed
+from sinkformer_pl.training.delayed import DELAY, Delayed
 
 SMALLEST_LOSS_SCALE = 1e-4
 """Of 16-mixed; below it (fairseq's limit, too) gradients overflow for another reason than their scale."""

@@ -1,28 +1,14 @@
-"""Checkpoints: written so that the last good one survives, read safely, and compared with what they are used for.
+"""Names of version 0.1, for one version more: they are in `sinkformer_pl.training` now."""
 
-`plugin` has the same for Lightning's Trainer; it isn't imported here, since Lightning takes seconds to import.
-"""
+import warnings
 
-from sinkformer_pl.checkpoints.files import load_file, read_checkpoint, save_file
-from sinkformer_pl.checkpoints.form import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
-from sinkformer_pl.checkpoints.matching import (
-    differing,
-    require_classes,
-    require_match,
-    require_resumable,
-    require_task,
+from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
+from sinkformer_pl.training.checkpoint_file import load_file, read_checkpoint, save_file
+
+__all__ = ["CLASSES_KEY", "CONFIG_KEY", "METRICS_KEY", "load_file", "read_checkpoint", "save_file"]
+
+warnings.warn(
+    "sinkformer_pl.checkpoints will go: import from sinkformer_pl.training.checkpoint_file and checkpoint_io",
+    FutureWarning,
+    stacklevel=2,
 )
-
-__all__ = [
-    "CLASSES_KEY",
-    "CONFIG_KEY",
-    "METRICS_KEY",
-    "differing",
-    "load_file",
-    "read_checkpoint",
-    "require_classes",
-    "require_match",
-    "require_resumable",
-    "require_task",
-    "save_file",
-]

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from sinkformer_pl.checkpoints import CONFIG_KEY, read_checkpoint
 from sinkformer_pl.cli.options import module_names
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.folders import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder, root_of
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.run_folder import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder, root_of
 
 LISTS = ("--plugins", "--trainer.callbacks", "--trainer.logger", "--trainer.plugins")
 """Options of which a user may want several."""

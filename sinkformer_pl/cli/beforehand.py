@@ -18,6 +18,7 @@ from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training import lightning_state
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -178,7 +179,7 @@ def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
         trainer: with the callbacks of now.
         checkpoint: what `read_checkpoint` gives.
     """
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    epochs = lightning_state.epochs_of(checkpoint)
     if epochs < (trainer.min_epochs or 0) or checkpoint["global_step"] < (trainer.min_steps or 0):
         return False
     callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]

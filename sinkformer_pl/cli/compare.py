@@ -22,10 +22,10 @@ from sinkformer_pl.cli.training import TrainingCLI, run_training
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs import StopSignals
-from sinkformer_pl.runs.folders import DEFAULT_NAME, local_folder, require_name, versions
-from sinkformer_pl.runs.lock import locked
-from sinkformer_pl.runs.writing import replacing
+from sinkformer_pl.training.atomic_file import replacing
+from sinkformer_pl.training.folder_lock import locked
+from sinkformer_pl.training.run_folder import DEFAULT_NAME, local_folder, require_name, versions
+from sinkformer_pl.training.signals import StopSignals
 
 RECORD = "comparison.json"
 

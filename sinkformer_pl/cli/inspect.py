@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
-from sinkformer_pl.checkpoints import METRICS_KEY
 from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.options import OptionParser
 from sinkformer_pl.cli.training import TrainingCLI, run_training
@@ -18,8 +17,9 @@ from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_pa
 from sinkformer_pl.diagnostics.tokens import sides, speller, tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
-from sinkformer_pl.runs import StopSignals
-from sinkformer_pl.runs.metrics_log import read_curves
+from sinkformer_pl.training.checkpoint_content import METRICS_KEY
+from sinkformer_pl.training.curves import read_curves
+from sinkformer_pl.training.signals import StopSignals
 
 FILE = "inspect.html"
 

@@ -2,7 +2,7 @@
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-from sinkformer_pl.runs import DEFAULT_NAME
+from sinkformer_pl.training.run_folder import DEFAULT_NAME
 
 DESCRIPTIONS = {
     "fit": "Train a classifier whose attention is normalized as the configuration says.",

@@ -8,11 +8,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from sinkformer_pl.checkpoints import METRICS_KEY, differing, read_checkpoint
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.factories import readable
-from sinkformer_pl.runs import CHECKPOINTS
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training.checkpoint_content import METRICS_KEY
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.checkpoint_match import differing
+from sinkformer_pl.training.run_folder import CHECKPOINTS
 
 
 @rank_zero_only

@@ -16,13 +16,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from sinkformer_pl.callbacks import RequireFinite
-from sinkformer_pl.checkpoints import (
-    require_classes,
-    require_match,
-    require_resumable,
-    require_task,
-)
-from sinkformer_pl.checkpoints.plugin import use_verified
 from sinkformer_pl.cli.arguments import Arguments
 from sinkformer_pl.cli.beforehand import (
     require_batches,
@@ -44,20 +37,20 @@ from sinkformer_pl.cli.screen import say, say_what_came_out, say_what_runs
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.runs import (
-    AppendingCSVLogger,
-    BestCheckpoint,
-    LastCheckpoint,
-    PredictionWriter,
-    ResumeState,
-    RunRecord,
-    StepCosts,
-    Stopped,
-    StopSignals,
-)
-from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, require_name
-from sinkformer_pl.runs.lock import locked
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.best_checkpoint import BestCheckpoint
+from sinkformer_pl.training.checkpoint_io import use_verified
+from sinkformer_pl.training.checkpoint_match import require_classes, require_match, require_resumable, require_task
+from sinkformer_pl.training.costs_csv import StepCosts
+from sinkformer_pl.training.folder_lock import locked
+from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.metrics_csv import MetricsCSV
+from sinkformer_pl.training.predictions_csv import PredictionWriter
+from sinkformer_pl.training.resume import ResumeState
+from sinkformer_pl.training.run_folder import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, require_name
+from sinkformer_pl.training.run_record import RunRecord
+from sinkformer_pl.training.signals import Stopped, StopSignals
 
 
 def run_training(argv: Sequence[str], cli: Callable[[Arguments, StopSignals], object] | None = None) -> None:
@@ -205,8 +198,7 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(logger=logger, callbacks=[*first, *chosen, *callbacks], **kwargs)
         require_launched(trainer)
         use_verified(trainer.strategy)
-        # Lightning's own handler talks to the other processes, and waits forever for those that don't listen.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        lightning_state.ignore_signals(trainer)
         return trainer
 
     def before_fit(self) -> None:
@@ -289,7 +281,7 @@ class TrainingCLI(LightningCLI):
         tensorboard = TensorBoardLogger(
             self.folder, name="", version="", default_hp_metric=False, purge_step=purge_step
         )
-        return [AppendingCSVLogger(self.folder), tensorboard]
+        return [MetricsCSV(self.folder), tensorboard]
 
     def _best_checkpoint(self, *, validating: bool) -> BestCheckpoint:
         monitor = self._get(self.config, "monitor") if validating else None
@@ -305,8 +297,7 @@ class TrainingCLI(LightningCLI):
         """Say so if the checkpoint is already at the end."""
         if self.arguments.content is None:
             return
-        loops = self.arguments.content["loops"]["fit_loop"]
-        epochs, steps = loops["epoch_progress"]["current"]["processed"], self.arguments.content["global_step"]
+        epochs, steps = lightning_state.epochs_of(self.arguments.content), self.arguments.content["global_step"]
         most, most_steps = self.trainer.max_epochs, self.trainer.max_steps
         if most not in (None, -1) and epochs >= most:
             say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
@@ -316,8 +307,7 @@ class TrainingCLI(LightningCLI):
             say("nothing to do: EarlyStopping has ended this training; leave it out to train on")
         else:
             return
-        # Lightning refuses fewer.
-        self.trainer.fit_loop.max_epochs = epochs
+        lightning_state.end_after(self.trainer, epochs)
 
     def _make_folder(self) -> None:
         """Make the run's folder; if another run was quicker, take the next."""

@@ -11,7 +11,7 @@ from scipy import stats
 
 from sinkformer_pl.comparison.picture import draw
 from sinkformer_pl.comparison.results import Result
-from sinkformer_pl.runs.metrics_log import CURVES
+from sinkformer_pl.training.curves import CURVES
 
 CONFIDENCE = 0.95
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from sinkformer_pl.comparison.trial import Trial, read_fit, read_test
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.metrics_log import read_curves
+from sinkformer_pl.training.csv_file import CSVFile
+from sinkformer_pl.training.curves import read_curves
 
 Status = Literal["done", "resumed", "failed", "unfinished"]
 
@@ -74,11 +75,8 @@ def read_result(trial: Trial, *, failed: bool = False) -> Result:
 
 
 def _costs(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: float(row[name]) for name in COSTS} for row in csv.DictReader(file)]
+        return [{name: float(row[name]) for name in COSTS} for row in CSVFile(path).read()[1]]
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: it is damaged ({error}); delete it, and its figures are left out") from None
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sinkformer_pl.comparison.arms import Arm
-from sinkformer_pl.runs.folders import CHECKPOINTS, versions
-from sinkformer_pl.runs.record import FIT_RECORD
+from sinkformer_pl.training.run_folder import CHECKPOINTS, versions
+from sinkformer_pl.training.run_record import FIT_RECORD
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.training.lightning_state import batches_done
 
 Split = Literal["train", "val", "test"]
 
@@ -251,4 +252,4 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     def _position(self) -> int:
         """How many batches of its epoch a training has had; 0 in evaluations."""
-        return self.trainer.fit_loop.batch_idx + 1 if self.trainer and self.trainer.training else 0
+        return batches_done(self.trainer) if self.trainer and self.trainer.training else 0

@@ -1,19 +1,17 @@
-"""A run: the folder in which it lies, what it writes there, how it is stopped and goes on."""
+"""Names of version 0.1, for one version more: they are in `sinkformer_pl.training` now."""
 
-from sinkformer_pl.runs.best_checkpoint import BestCheckpoint
-from sinkformer_pl.runs.folders import CHECKPOINTS, DEFAULT_NAME, DEFAULT_ROOT
-from sinkformer_pl.runs.last_checkpoint import LastCheckpoint
-from sinkformer_pl.runs.metrics_log import AppendingCSVLogger
-from sinkformer_pl.runs.predictions import PredictionWriter
-from sinkformer_pl.runs.record import RunRecord
-from sinkformer_pl.runs.resume_state import ResumeState
-from sinkformer_pl.runs.signals import Stopped, StopSignals
-from sinkformer_pl.runs.step_costs import StepCosts
+import warnings
+
+from sinkformer_pl.training.best_checkpoint import BestCheckpoint
+from sinkformer_pl.training.costs_csv import StepCosts
+from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.metrics_csv import MetricsCSV as AppendingCSVLogger
+from sinkformer_pl.training.predictions_csv import PredictionWriter
+from sinkformer_pl.training.resume import ResumeState
+from sinkformer_pl.training.run_record import RunRecord
+from sinkformer_pl.training.signals import Stopped, StopSignals
 
 __all__ = [
-    "CHECKPOINTS",
-    "DEFAULT_NAME",
-    "DEFAULT_ROOT",
     "AppendingCSVLogger",
     "BestCheckpoint",
     "LastCheckpoint",
@@ -24,3 +22,5 @@ __all__ = [
     "StopSignals",
     "Stopped",
 ]
+
+warnings.warn("sinkformer_pl.runs will go: import from sinkformer_pl.training", FutureWarning, stacklevel=2)

@@ -17,13 +17,14 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from sinkformer_pl.batch import UNCOUNTED, Batch
-from sinkformer_pl.checkpoints import read_checkpoint
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.tasks.metrics import ExactMean
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.lightning_state import is_attached
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
@@ -225,7 +226,7 @@ class Classifier(pl.LightningModule):
 
     def _weight(self, size: int, batch_idx: int) -> float:
         """What makes a step over several batches the mean over its samples: Lightning takes a plain sum / number."""
-        if self._trainer is None:  # A step by itself.
+        if not is_attached(self):  # A step by itself.
             return 1.0
         parts, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader
         if parts == 1 or not isinstance(loader, DataLoader) or loader.batch_size is None:

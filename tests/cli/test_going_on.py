@@ -14,11 +14,14 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from sinkformer_pl.checkpoints import METRICS_KEY, read_checkpoint
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs import AppendingCSVLogger, LastCheckpoint, ResumeState, Stopped, StopSignals
-from sinkformer_pl.runs.resume_state import RESUME_KEY
+from sinkformer_pl.training.checkpoint_content import METRICS_KEY
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.metrics_csv import MetricsCSV
+from sinkformer_pl.training.resume import RESUME_KEY, ResumeState
+from sinkformer_pl.training.signals import Stopped, StopSignals
 
 LARGER = ["--data.train_size", "80", "--data.batch_size", "16"]
 
@@ -31,7 +34,7 @@ def stopped(tiny, run, monkeypatch, capfd):
         return 15 if trainer.global_step == 2 else 0, late
 
     with monkeypatch.context() as patch:
-        patch.setattr("sinkformer_pl.runs.last_checkpoint._agreed", agreed)
+        patch.setattr("sinkformer_pl.training.last_checkpoint._agreed", agreed)
         with pytest.raises(Stopped) as stopped:
             run("fit", "--config", tiny, *LARGER)
     assert stopped.value.code == 143
@@ -154,7 +157,7 @@ def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
 HOLDING = """
 import sys
 from pathlib import Path
-from sinkformer_pl.runs.lock import locked
+from sinkformer_pl.training.folder_lock import locked
 
 with locked(Path("runs/tiny/version_0/.lock"), "taken"):
     print("held", flush=True)
@@ -232,28 +235,26 @@ def test_the_interval_is_of_steps_or_of_time(tiny, run, monkeypatch, every, step
     assert written == steps
     clock = iter(range(0, 10**9, 40))
     passing = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("sinkformer_pl.runs.last_checkpoint.time", passing)
+    monkeypatch.setattr("sinkformer_pl.training.last_checkpoint.time", passing)
     written.clear()
     run("fit", "--config", tiny, *LARGER, "--checkpoint_every", "1min")
     assert written == [1, 3, 5]
 
 
 def test_a_log_that_goes_on_forgets_what_came_after_the_checkpoint(tmp_path):
-    logger = AppendingCSVLogger(tmp_path)
+    logger = MetricsCSV(tmp_path)
     for step in range(4):
         logger.log_metrics({"epoch": step // 2, "late" if step == 3 else "loss": step}, step=step)
-        logger.save()
     path = tmp_path / "metrics.csv"
     with path.open("a") as file:
         file.write("1,3,,")  # The process was killed in the middle of a row.
 
-    again = AppendingCSVLogger(tmp_path)
-    assert again.rows == 5
+    again = MetricsCSV(tmp_path)
+    assert again.file.length == 5
     again.rewind(step=3, rows=2)
     assert path.read_text().split() == ["epoch,loss,step", "0,0,0", "0,1,1"]
     again.log_metrics({"loss": 7}, step=2)
-    again.save()
-    assert again.rows == 3
+    assert again.file.length == 3
     assert [row["step"] for row in csv.DictReader(path.open())] == ["0", "1", "2"]
     again.rewind(step=0, rows=None)
     assert not path.exists()

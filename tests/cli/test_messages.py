@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sinkformer_pl.checkpoints import save_file
+from sinkformer_pl.training.checkpoint_file import save_file
 
 
 @pytest.mark.parametrize(

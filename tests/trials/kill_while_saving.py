@@ -27,7 +27,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sinkformer_pl.checkpoints.plugin import VerifiedCheckpointIO
+from sinkformer_pl.training.checkpoint_io import VerifiedCheckpointIO
 
 
 class Weights(pl.LightningModule):

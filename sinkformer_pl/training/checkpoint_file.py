@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from sinkformer_pl.checkpoints.checksum import DamagedError, verify, write
-from sinkformer_pl.checkpoints.form import require_form
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.training.checkpoint_checksum import DamagedError, verify, write
+from sinkformer_pl.training.checkpoint_content import require_form
 
 LEFTOVER_SECONDS = 600
 CAUSE_LENGTH = 150

@@ -14,8 +14,6 @@ CONFIG_KEY = "sinkformer_pl_config"
 METRICS_KEY = "sinkformer_pl_metrics"
 CLASSES_KEY = "sinkformer_pl_classes"
 
-_PROGRESS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
-
 
 def require_form(checkpoint: Any, path: str | Path) -> None:
     """Check that something is a checkpoint of a task.
@@ -56,18 +54,19 @@ def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             f"--ckpt_path {path}: it has weights alone, not the state of a training to go on with; give one that fit "
             "wrote"
         )
-    progress: Any = checkpoint
-    for key in _PROGRESS:
-        progress = progress.get(key) if isinstance(progress, Mapping) else None
+    # Here, since this is also read where Lightning, which takes seconds, isn't imported.
+    from sinkformer_pl.training.lightning_state import EPOCHS, epochs_of
+
+    epochs = ".".join(EPOCHS)
     entries: dict[str, Callable[[Any], bool]] = {
-        ".".join(_PROGRESS): _is_count,
+        epochs: _is_count,
         "global_step": _is_count,
         "epoch": _is_count,
         "optimizer_states": lambda value: _is_single(value) and {"state", "param_groups"} <= value[0].keys(),
         "lr_schedulers": _is_single,
         "callbacks": lambda value: isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()),
     }
-    _require({**checkpoint, ".".join(_PROGRESS): progress}, entries, path)
+    _require({**checkpoint, epochs: epochs_of(checkpoint)}, entries, path)
 
 
 def _require(checkpoint: Mapping[str, Any], entries: Mapping[str, Callable[[Any], bool]], path: str | Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sinkformer_pl.checkpoints.form import CLASSES_KEY, require_progress
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, require_progress
 
 SHOWN = 4
 

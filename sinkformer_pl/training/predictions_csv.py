@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from sinkformer_pl.runs.writing import replacing
+from sinkformer_pl.training.atomic_file import replacing
 
 
 class PredictionWriter(BasePredictionWriter):

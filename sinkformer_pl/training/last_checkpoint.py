@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.metrics_log import AppendingCSVLogger
-from sinkformer_pl.runs.resume_state import is_cut_short
-from sinkformer_pl.runs.signals import Stopped, StopSignals
+from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.metrics_csv import MetricsCSV
+from sinkformer_pl.training.signals import Stopped, StopSignals
 
 
 class LastCheckpoint(pl.Callback):
@@ -72,19 +72,13 @@ class LastCheckpoint(pl.Callback):
     ) -> None:
         """Let Lightning begin anew with a validation that was cut off."""
         if self._writing and self._validating:
-            # As if its first batch had been begun: the state in which Lightning goes back to a validation.
-            cut_off = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {
-                "total": cut_off,
-                "current": dict(cut_off),
-                "is_last_batch": False,
-            }
+            lightning_state.save_validation_as_begun(checkpoint)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop what was logged after the checkpoint; take the signals over from Lightning."""
         if trainer.ckpt_path is not None:
             for logger in trainer.loggers:
-                if isinstance(logger, AppendingCSVLogger) and trainer.is_global_zero:
+                if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
                     logger.rewind(step=trainer.global_step, rows=self._rows)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
@@ -118,7 +112,7 @@ class LastCheckpoint(pl.Callback):
             return
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             return
-        done = trainer.fit_loop.batch_idx + 1
+        done = lightning_state.batches_done(trainer)
         if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
             self._write(trainer)
             self._stop(trainer, self.signals.received)
@@ -132,7 +126,7 @@ class LastCheckpoint(pl.Callback):
         """An epoch is over, but for what is logged of it."""
         self._due = True
         # One that was cut short goes on, and is logged as a whole then.
-        self._rows_before_end = self._logged(trainer) if is_cut_short(trainer) else None
+        self._rows_before_end = self._logged(trainer) if lightning_state.ends_within_epoch(trainer) else None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint; a signal now finds everything done."""
@@ -155,8 +149,8 @@ class LastCheckpoint(pl.Callback):
         self._saved_at = time.monotonic()
 
     def _logged(self, trainer: pl.Trainer) -> int | None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger)]
-        return loggers[0].rows if loggers and trainer.is_global_zero else None
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+        return loggers[0].file.length if loggers and trainer.is_global_zero else None
 
     def _stop(self, trainer: pl.Trainer, received: int) -> None:
         name = signal.Signals(received).name

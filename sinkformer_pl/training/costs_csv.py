@@ -9,9 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from sinkformer_pl.runs.epoch_rows import append_rows, keep_before
-
-COLUMNS = ("epoch", "steps", "seconds_per_step", "waiting", "peak_mb")
+from sinkformer_pl.training.csv_file import CSVFile, before_epoch
 
 
 class StepCosts(pl.Callback):
@@ -38,7 +36,7 @@ class StepCosts(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop the rows of epochs that are done again."""
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            keep_before(self.path, trainer.current_epoch)
+            CSVFile(self.path).keep(before_epoch(trainer.current_epoch))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting; the first batch, for which workers may have to start, isn't counted."""
@@ -68,14 +66,14 @@ class StepCosts(pl.Callback):
         """Write the row."""
         if not (trainer.is_global_zero and self._steps):
             return
-        row = (
-            trainer.current_epoch,
-            trainer.num_training_batches,
-            f"{statistics.median(self._steps):.6g}",
-            f"{sum(self._waits) / sum(self._steps):.4f}",
-            f"{_peak_mb(pl_module.device):.0f}",
-        )
-        append_rows(self.path, COLUMNS, [row])
+        row = {
+            "epoch": trainer.current_epoch,
+            "steps": trainer.num_training_batches,
+            "seconds_per_step": f"{statistics.median(self._steps):.6g}",
+            "waiting": f"{sum(self._waits) / sum(self._steps):.4f}",
+            "peak_mb": f"{_peak_mb(pl_module.device):.0f}",
+        }
+        CSVFile(self.path).append([row])
 
 
 def _peak_mb(device: torch.device) -> float:

@@ -19,22 +19,17 @@ import torch
 import yaml
 from pytorch_lightning.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from sinkformer_pl.checkpoints import (
-    CLASSES_KEY,
-    differing,
-    load_file,
-    read_checkpoint,
-    require_classes,
-    save_file,
-)
-from sinkformer_pl.checkpoints.checksum import DamagedError, verify, write
-from sinkformer_pl.checkpoints.plugin import VerifiedCheckpointIO, use_verified
 from sinkformer_pl.cli import main
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training.checkpoint_checksum import DamagedError, verify, write
+from sinkformer_pl.training.checkpoint_content import CLASSES_KEY
+from sinkformer_pl.training.checkpoint_file import load_file, read_checkpoint, save_file
+from sinkformer_pl.training.checkpoint_io import VerifiedCheckpointIO, use_verified
+from sinkformer_pl.training.checkpoint_match import differing, require_classes
 from tests.cli.conftest import TINY
 
-TRIAL = Path(__file__).parent / "trials/kill_while_saving.py"
+TRIAL = Path(__file__).parents[1] / "trials/kill_while_saving.py"
 
 CONTENT = {
     "state_dict": {"weight": torch.arange(30.0).reshape(5, 6), "bias": torch.ones(5)},

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.runs.lock import locked
+from sinkformer_pl.training.folder_lock import locked
 
 CHILD = "import sys; sys.stdin.read()"
 

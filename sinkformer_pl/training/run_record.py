@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
-from sinkformer_pl.checkpoints import CLASSES_KEY, CONFIG_KEY, METRICS_KEY, read_checkpoint
-from sinkformer_pl.runs.folders import CHECKPOINTS
-from sinkformer_pl.runs.writing import replacing
+from sinkformer_pl.training.atomic_file import replacing
+from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.run_folder import CHECKPOINTS
 
 FIT_RECORD = "fit.json"
 """It lies in the folder of a run whose training has come to its end."""

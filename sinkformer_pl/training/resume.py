@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.training import lightning_state
 
 RESUME_KEY = "sinkformer_pl_resume"
 
@@ -41,9 +42,7 @@ class ResumeState(pl.Callback):
         ranks = [mine] * trainer.world_size
         if dist.is_available() and dist.is_initialized():
             dist.all_gather_object(ranks, mine)
-        loop = checkpoint["loops"]["fit_loop"]
-        _mend(loop, trainer)
-        batch = loop["epoch_loop.batch_progress"]["current"]["processed"]
+        batch = lightning_state.save_position(checkpoint, trainer)
         checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), "ranks": ranks}
 
     def on_load_checkpoint(
@@ -94,22 +93,15 @@ class ResumeState(pl.Callback):
     ) -> None:
         """Restore, before anything goes on."""
         if self._resumed:
-            epoch_loop = trainer.fit_loop.epoch_loop
-            # The checkpoint was written at the start of this batch, which Lightning then counts twice.
-            epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
-            if pl_module.automatic_optimization:
-                # From its own count the loggers have their steps; it is off by one after some restarts.
-                epoch_loop._batches_that_stepped = trainer.global_step
+            lightning_state.correct_counts_at_batch(trainer, pl_module)
             self._resumed = False
         self._restore(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore; keep what a checkpoint that is written during the validation has to hold."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            epoch_loop = trainer.fit_loop.epoch_loop
-            if self._resumed and pl_module.automatic_optimization:
-                # A step before the validation is counted after it.
-                epoch_loop._batches_that_stepped = trainer.global_step - (not epoch_loop._should_accumulate())
+            if self._resumed:
+                lightning_state.correct_counts_at_validation(trainer, pl_module)
             self._restore(pl_module)
             self._kept = _states(pl_module)
 
@@ -120,7 +112,7 @@ class ResumeState(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore, if only the end of the epoch was left; keep what an epoch that was cut short has to go on with."""
         self._restore(pl_module)
-        if is_cut_short(trainer):
+        if lightning_state.ends_within_epoch(trainer):
             self._kept = _states(pl_module)
 
     def _restore(self, module: pl.LightningModule) -> None:
@@ -128,33 +120,6 @@ class ResumeState(pl.Callback):
             _set_random_state(self._loaded["random"], module.device)
             _set_counts(self._loaded["metrics"], module)
             self._loaded = None
-
-
-def is_cut_short(trainer: pl.Trainer) -> bool:
-    """Whether a training, at the end of its last epoch, has had a part of that: its steps or its time were up."""
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return batches.processed < trainer.num_training_batches
-
-
-def _mend(loop: dict[str, Any], trainer: pl.Trainer) -> None:
-    """Let the state of the loops say where the training is."""
-    epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-    # Lightning takes a validation that was begun once more for one that is under way.
-    validated = loop["epoch_loop.val_loop.batch_progress"]["total"]
-    validated.update(dict.fromkeys(validated, validated["completed"]))
-    if epoch["current"]["processed"] < epoch["current"]["started"]:
-        return
-    if is_cut_short(trainer):
-        # As at the start of the batch that would have come.
-        for progress in epoch.values():
-            progress["processed"] = progress["completed"] = progress["started"] - 1
-        for progress in (batches["current"], batches["total"]):
-            progress["ready"] = progress["completed"] + 1
-        return
-    # The epoch is over. Under `max_steps` Lightning would take this for the middle of one.
-    for progress in epoch.values():
-        progress["completed"] = progress["processed"]
-    batches["current"] = dict.fromkeys(batches["current"], 0)
 
 
 def _order(trainer: pl.Trainer) -> dict[str, Any]:
@@ -220,9 +185,8 @@ def _counts(module: pl.LightningModule) -> dict[str, Any]:
 def _set_counts(counts: dict[str, Any], module: pl.LightningModule) -> None:
     for name, metric in _metrics(module):
         if name in counts:
-            for key, value in _moved(counts[name]["state"], metric.device).items():
-                setattr(metric, key, value)
-            metric._update_count = counts[name]["updates"]
+            state = _moved(counts[name]["state"], metric.device)
+            lightning_state.set_metric_state(metric, state, counts[name]["updates"])
 
 
 def _metrics(module: pl.LightningModule) -> list[tuple[str, Metric]]:

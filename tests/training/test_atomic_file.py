@@ -2,7 +2,7 @@
 
 import pytest
 
-from sinkformer_pl.runs.writing import replacing
+from sinkformer_pl.training.atomic_file import replacing
 
 
 def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):

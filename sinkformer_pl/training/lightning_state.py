@@ -1,0 +1,113 @@
+"""Lightning's own state, as far as exact resume, signals and logs depend on it.
+
+No other module touches a private name of Lightning or its loops. Each function has a test that states what it assumes.
+A checkpoint's loops are `checkpoint["loops"]["fit_loop"]`, counters of {"ready", "started", "processed", "completed"}.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torchmetrics import Metric
+
+EPOCHS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
+"""Path, in a checkpoint, of the number of epochs that are over."""
+
+_VALIDATION = "epoch_loop.val_loop.batch_progress"
+
+
+def ignore_signals(trainer: pl.Trainer) -> None:
+    """Keep Lightning from handling signals.
+
+    Its handler of SIGTERM talks to the other processes, and waits forever for those that don't listen.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+def is_attached(module: pl.LightningModule) -> bool:
+    """Tell whether a module is run by a Trainer; without one, `module.trainer` raises."""
+    return module._trainer is not None
+
+
+def epochs_of(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the number of epochs that are over in a checkpoint, None where it has no such number."""
+    value: Any = checkpoint
+    for key in EPOCHS:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def end_after(trainer: pl.Trainer, epochs: int) -> None:
+    """Let a training end after so many epochs: Lightning refuses a checkpoint with more than `max_epochs`."""
+    trainer.fit_loop.max_epochs = epochs
+
+
+def batches_done(trainer: pl.Trainer) -> int:
+    """Return how many batches of its epoch a training has had, the one under way among them."""
+    return trainer.fit_loop.batch_idx + 1
+
+
+def ends_within_epoch(trainer: pl.Trainer) -> bool:
+    """Tell whether a training, at the end of its last epoch, has had a part of that: its steps or time were up."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.processed < trainer.num_training_batches
+
+
+def save_validation_as_begun(checkpoint: dict[str, Any]) -> None:
+    """Let Lightning restart a validation that a checkpoint was written in.
+
+    As if its first batch had been begun: the state in which Lightning goes back to a validation.
+    """
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    checkpoint["loops"]["fit_loop"][_VALIDATION] = {"total": begun, "current": dict(begun), "is_last_batch": False}
+
+
+def save_position(checkpoint: dict[str, Any], trainer: pl.Trainer) -> int:
+    """Let the loops of a new checkpoint say where the training is, between two batches.
+
+    Returns:
+        The number of batches of its epoch that the training has had.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    epoch, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    # Lightning takes a validation that was begun once more for one that is under way.
+    validated = loop[_VALIDATION]["total"]
+    validated.update(dict.fromkeys(validated, validated["completed"]))
+    over = epoch["current"]["processed"] == epoch["current"]["started"]
+    if over and ends_within_epoch(trainer):
+        # As at the start of the batch that would have come.
+        for progress in epoch.values():
+            progress["processed"] = progress["completed"] = progress["started"] - 1
+        for progress in (batches["current"], batches["total"]):
+            progress["ready"] = progress["completed"] + 1
+    elif over:
+        # Under `max_steps` Lightning would take this for the middle of an epoch.
+        for progress in epoch.values():
+            progress["completed"] = progress["processed"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+    return batches["current"]["processed"]
+
+
+def correct_counts_at_batch(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Correct, at the first batch after a resume, what Lightning counts twice or forgets.
+
+    The checkpoint was written at the start of this batch. From its count of steps the loggers have theirs.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
+    if module.automatic_optimization:
+        epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def correct_counts_at_validation(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Correct the count of steps if a resumed training starts with a validation: a step before it is counted after."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if module.automatic_optimization:
+        epoch_loop._batches_that_stepped = trainer.global_step - (not epoch_loop._should_accumulate())
+
+
+def set_metric_state(metric: Metric, state: Mapping[str, Any], updates: int) -> None:
+    """Set the state of a torchmetrics metric and the number of updates that made it, on the metric's device."""
+    for name, value in state.items():
+        setattr(metric, name, value)
+    metric._update_count = updates
