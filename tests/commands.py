@@ -35,12 +35,12 @@ def run(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     first: Callable[[], None] | None = None,
-    timeout: float = 120,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m sinkformer_pl ARGV` in a forked child.
 
     Args:
-        argv: the arguments of the command.
+        argv: the arguments of the command; `-c` and code of Python run that code instead.
         cwd: the folder in which it runs.
         env: variables to add to the environment of the tests.
         first: a function of a module that the child calls before the command.
@@ -139,4 +139,7 @@ def _be_command(
     sys.argv = ["sinkformer_pl", *argv]
     if first is not None:
         first()
-    runpy.run_module("sinkformer_pl", run_name="__main__", alter_sys=True)
+    if argv[0] == "-c":
+        exec(argv[1], {"__name__": "__main__"})
+    else:
+        runpy.run_module("sinkformer_pl", run_name="__main__", alter_sys=True)

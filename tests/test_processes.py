@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 CONFIG = Path(__file__).parents[1] / "configs/pointcloud.yaml"
 QUIET = [
     "--trainer.enable_progress_bar",
@@ -25,40 +27,51 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 SMALL = ["--data.train_size", "241", "--data.val_size", "25", "--data.test_size", "39"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("processes")
-
-
 def command(folder: Path, *argv: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "sinkformer_pl", *argv, *QUIET], cwd=folder, capture_output=True, text=True, timeout=600
-    )
+    """Run a command whose first process is forked, and whose second is a new one."""
+    done = commands.run(*argv, *QUIET, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_main_config_trains_to_its_end_under_ddp_and_is_evaluated_alike(folder):
-    printed = command(folder, "fit", "--config", str(CONFIG), *TWO, *SMALL)
-    run = folder / "runs/pointcloud/version_0"
+def require_equal_figures(folder: Path, size: int, batch_size: int) -> None:
+    """Each sample is counted once, and all figures are those of one process to the last digit."""
+    sizes = ["--data.test_size", str(size), "--data.batch_size", str(batch_size)]
+    results = []
+    for devices in ([], TWO):
+        command(folder, "test", "--ckpt_path", "best", "--name", "pointcloud", *sizes, *devices)
+        command(folder, "predict", "--ckpt_path", "best", "--name", "pointcloud", *sizes, *devices)
+        run = folder / "runs/pointcloud/version_0"
+        results.append((json.loads((run / "test.json").read_text()), (run / "predictions.csv").read_text()))
+    alone, together = results
+    assert sum(map(sum, together[0]["confusion"])) == len(together[1].splitlines()) - 1 == size
+    assert together == alone
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder in which the main configuration was trained for an epoch."""
+    folder = tmp_path_factory.mktemp("processes")
+    command(folder, "fit", "--config", str(CONFIG), *SMALL, "--trainer.max_epochs", "1")
+    return folder
+
+
+def test_uneven_splits_are_evaluated_as_by_one_process(trained):
+    """Of twenty batches the last is smaller."""
+    require_equal_figures(trained, 39, 2)
+
+
+@pytest.mark.slow
+def test_main_config_trains_to_its_end_under_ddp_and_is_evaluated_alike(tmp_path):
+    printed = command(tmp_path, "fit", "--config", str(CONFIG), *TWO, *SMALL)
+    run = tmp_path / "runs/pointcloud/version_0"
     assert "`max_epochs=8` reached" in printed
     assert printed.count("training under Sinkhorn(n_iters=3)") == 1
-    assert [path.name for path in (folder / "runs/pointcloud").iterdir()] == ["version_0"]
+    assert [path.name for path in (tmp_path / "runs/pointcloud").iterdir()] == ["version_0"]
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert sorted({row["epoch"] for row in rows if row["val/loss"]}) == [str(epoch) for epoch in range(8)]
-
-    # Uneven splits: of twenty batches the last is smaller, of one the second process has none; each sample is
-    # counted once, and all figures are those of one process to the last digit.
-    for size, batch_size in ((39, 2), (12, 16)):
-        sizes = ["--data.test_size", str(size), "--data.batch_size", str(batch_size)]
-        results = []
-        for devices in ([], TWO):
-            command(folder, "test", "--ckpt_path", "best", "--name", "pointcloud", *sizes, *devices)
-            command(folder, "predict", "--ckpt_path", "best", "--name", "pointcloud", *sizes, *devices)
-            results.append((json.loads((run / "test.json").read_text()), (run / "predictions.csv").read_text()))
-        alone, together = results
-        assert sum(map(sum, together[0]["confusion"])) == len(together[1].splitlines()) - 1 == size
-        assert together == alone
+    # The one batch is the first process's.
+    require_equal_figures(tmp_path, 12, 16)
 
 
 FAULT = """
@@ -104,11 +117,11 @@ def left_over(group: int) -> bool:
     ("kind", "rank", "expected"),
     [
         ("user", 1, "error: the first cause"),
-        ("bug", 0, "KeyError: 'the first cause'"),
-        ("nan", 1, "error: epoch 0, step 2: batch 2 has a loss of nan: the inputs of train/"),
-        ("kill", 0, "was ended"),
+        pytest.param("bug", 0, "KeyError: 'the first cause'", marks=pytest.mark.slow),
+        pytest.param("nan", 1, "error: epoch 0, step 2: batch 2 has a loss of nan: the", marks=pytest.mark.slow),
+        pytest.param("kill", 0, "was ended", marks=pytest.mark.slow),
         ("kill", 1, "was ended by SIGKILL"),
-        ("hang", 0, "error: the first cause"),
+        pytest.param("hang", 0, "error: the first cause", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, expected):
@@ -116,30 +129,28 @@ def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, 
     fault = ["--plugins", "fault", "--trainer.callbacks", "fault.Fault"]
     fault += ["--trainer.callbacks.rank", str(rank), "--trainer.callbacks.kind", kind]
     small = [*SMALL, "--model.backbone.dim", "8", "--model.backbone.num_heads", "2", "--data.num_points", "16"]
-    with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sinkformer_pl", "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *small],
-            cwd=tmp_path,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-        try:
-            assert process.wait(timeout=90) != 0
-            deadline = time.monotonic() + 30
-            while left_over(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert not left_over(process.pid)
-        finally:
-            if left_over(process.pid):
-                os.killpg(process.pid, signal.SIGKILL)
-    printed = (tmp_path / "out").read_text()
+    out = tmp_path / "out"
+    process = commands.start(
+        "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *small, cwd=tmp_path, out=out, err=out
+    )
+    try:
+        process.join(90)
+        assert process.exitcode not in (None, 0)
+        deadline = time.monotonic() + 30
+        while left_over(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left_over(process.pid)
+    finally:
+        if left_over(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    printed = out.read_text()
     assert printed.count(expected) == 1, printed
     assert printed.count("error: ") + printed.count("Traceback") == 1, printed
     assert "terminated with code" not in printed
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_under_torchrun_too_a_failure_is_said_once(tmp_path):
     (tmp_path / "fault.py").write_text(FAULT)
     with socket.socket() as free:
@@ -151,7 +162,6 @@ def test_under_torchrun_too_a_failure_is_said_once(tmp_path):
     done = subprocess.run(
         [*launcher, "-m", "sinkformer_pl", "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *SMALL],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -186,36 +196,26 @@ class Signalled(pl.Callback):
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("moment", ["before the first step", "in a test"])
-def test_a_signal_to_one_process_ends_all_where_no_step_follows(folder, tmp_path, moment, rank):
+@pytest.mark.parametrize(
+    ("moment", "rank"),
+    [
+        ("in a test", 1),
+        pytest.param("in a test", 0, marks=pytest.mark.slow),
+        pytest.param("before the first step", 0, marks=pytest.mark.slow),
+        pytest.param("before the first step", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_process_ends_all_where_no_step_follows(trained, tmp_path, moment, rank):
     (tmp_path / "signalled.py").write_text(SIGNALLED)
-    command = ["fit", "--config", str(CONFIG), "--trainer.num_sanity_val_steps", "2", *SMALL]
+    argv = ["fit", "--config", str(CONFIG), "--trainer.num_sanity_val_steps", "2", *SMALL]
     if moment == "in a test":
-        command = ["test", "--ckpt_path", str(folder / "runs/pointcloud/version_0/checkpoints/best.ckpt")]
-    callback = ["--plugins", "signalled", "--trainer.callbacks", "signalled.Signalled"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sinkformer_pl",
-            *command,
-            *callback,
-            "--trainer.callbacks.rank",
-            str(rank),
-            *TWO,
-            *QUIET,
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        start_new_session=True,
-    )
+        argv = ["test", "--ckpt_path", str(trained / "runs/pointcloud/version_0/checkpoints/best.ckpt")]
+    argv += ["--plugins", "signalled", "--trainer.callbacks", "signalled.Signalled"]
+    done = commands.run(*argv, "--trainer.callbacks.rank", str(rank), *TWO, *QUIET, cwd=tmp_path)
     assert done.returncode != 0
-    assert done.stdout.count("stopped by SIGTERM") == 1, done.stdout
-    assert "Traceback" not in done.stdout
+    printed = done.stdout + done.stderr
+    assert printed.count("stopped by SIGTERM") == 1, printed
+    assert "Traceback" not in printed
 
 
 SCRIPT = """
@@ -257,6 +257,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0, 2])
 def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path, delay):
     (tmp_path / "script.py").write_text(SCRIPT)

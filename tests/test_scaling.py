@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import Sinkhorn
 from sinkformer_pl.tasks import Classifier
+from tests import commands
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 POINTCLOUD = str(CONFIGS / "pointcloud.yaml")
@@ -50,9 +50,7 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_like_any_other(tmp_path
     assert 0 <= result["metrics"]["test/accuracy"] <= 1
 
 
-def test_fsdp_without_a_gpu_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_fsdp_without_a_gpu_is_refused_in_one_line(no_cuda, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["fit", *fragment("fsdp")])
@@ -65,14 +63,14 @@ def test_every_fragment_is_tried_here():
     assert names == {"ddp", "fsdp", "bf16", "accumulate", "clip", "compile"}
 
 
+@pytest.mark.slow
 def test_under_torchrun(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     command = [*launcher, "-m", "sinkformer_pl", "fit", *fragment("ddp"), *CPU, "--trainer.devices", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("training under Sinkhorn(n_iters=3)") == 1
     assert [path.name for path in (tmp_path / "runs/pointcloud").iterdir()] == ["version_0"]
@@ -98,10 +96,8 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path):
     shared = ["--config", POINTCLOUD, *TINY, *QUIET, *CPU[:2], "--data.train_size", "48", "--data.val_size", "12"]
     shared += ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1", "--trainer.max_epochs", "2"]
     shared += ["--plugins", "keep", "--trainer.callbacks", "keep.Keep", "--data.num_workers", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for size, devices in (("8", []), ("4", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
-        command = [sys.executable, "-m", "sinkformer_pl", "fit", *shared, "--data.batch_size", size, *devices]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = commands.run("fit", *shared, "--data.batch_size", size, *devices, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for name, weight in one.items():

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +18,7 @@ from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
+from tests import commands
 from tests.trials.kill_and_resume import differences
 
 PLUGIN = """
@@ -211,9 +210,7 @@ def test_own_normalization_by_name_and_by_path_reloads_in_a_new_process(tiny, tm
     plugins = ["--plugins", "my_norm"] if chosen == "Tempered" else []
 
     def command(*argv: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "sinkformer_pl", *argv], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
+        done = commands.run(*argv, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
@@ -227,8 +224,7 @@ def test_own_normalization_by_name_and_by_path_reloads_in_a_new_process(tiny, tm
         "model = Classifier.load_from_checkpoint('runs/tiny/version_0/checkpoints/last.ckpt'); "
         "print(model.backbone.blocks[0].gather.attention.normalization.temperature)"
     )
-    done = subprocess.run([sys.executable, "-c", reload], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "2.0", done.stderr
+    assert command("-c", reload).strip() == "2.0"
 
 
 def test_plugins_may_stand_in_the_yaml_file(tiny, run, tmp_path, monkeypatch):
@@ -297,7 +293,6 @@ def test_help_of_a_command_begins_with_what_it_needs(capsys, command, needed):
 
 def test_a_warning_is_one_line(tiny, tmp_path):
     (tmp_path / "warner.py").write_text("import warnings\n\nwarnings.warn('this\\n  and that')\n")
-    command = [sys.executable, "-m", "sinkformer_pl", "fit", "--config", tiny, "--plugins", "warner"]
-    done = subprocess.run([*command, "--trainer.fast_dev_run", "1"], cwd=tmp_path, capture_output=True, text=True)
+    done = commands.run("fit", "--config", tiny, "--plugins", "warner", "--trainer.fast_dev_run", "1", cwd=tmp_path)
     assert "warning: this and that" in done.stderr.splitlines()
     assert "warn(" not in done.stderr

@@ -4,9 +4,8 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +21,7 @@ from sinkformer_pl.training.last_checkpoint import LastCheckpoint
 from sinkformer_pl.training.metrics_csv import MetricsCSV
 from sinkformer_pl.training.resume import RESUME_KEY, ResumeState
 from sinkformer_pl.training.signals import Stopped, StopSignals
+from tests import commands
 
 LARGER = ["--data.train_size", "80", "--data.batch_size", "16"]
 
@@ -155,27 +155,29 @@ def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
 
 
 HOLDING = """
-import sys
+import time
 from pathlib import Path
 from sinkformer_pl.training.folder_lock import locked
 
 with locked(Path("runs/tiny/version_0/.lock"), "taken"):
-    print("held", flush=True)
-    sys.stdin.read()
+    Path("held").touch()
+    time.sleep(1000)
 """
 
 
 def test_two_processes_do_not_train_in_one_folder(tiny, run, fail, tmp_path):
     run("fit", "--config", tiny)
-    other = subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = commands.start("-c", HOLDING, cwd=tmp_path)
+    while not (tmp_path / "held").exists():
+        assert other.exitcode is None
+        time.sleep(0.01)
     try:
-        assert other.stdout.readline() == b"held\n"
         more = ["fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
         assert "runs/tiny/version_0: another process trains there" in fail(*more)
         run("test", "--ckpt_path", "last", "--name", "tiny")
     finally:
         other.kill()
-        other.wait()
+        other.join()
     run(*more)
 
 

@@ -244,6 +244,7 @@ def test_leftovers_of_killed_processes_go_once_they_are_old(path):
     assert [leftover.exists() for leftover in (old, young, foreign)] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_kill_while_saving_loses_nothing():
     command = [sys.executable, str(TRIAL), "--kills", "5", "--megabytes", "20", "--pause", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -246,6 +246,7 @@ def test_a_training_whose_steps_end_within_an_epoch_goes_on_within_it(tmp_path):
     assert differences(place.run("alone"), place.run("parts")) == ["best.ckpt: /sinkformer_pl_steps: 15 and 7"]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_go_on(points):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
     points.fit("pair", *two)
