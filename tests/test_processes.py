@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import commands
 
@@ -270,3 +271,55 @@ def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path,
     assert first == second
     assert first.startswith("epoch 0, step 2: batch 2 has a loss of inf, of 8 samples (train/")
     assert first.endswith(f" (at {2 + delay})")
+
+
+LATE = """
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from sinkformer_pl.data import ProceduralShapes
+from sinkformer_pl.models import SetTransformer
+from sinkformer_pl.normalizations import Softmax
+from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.resume import ResumeState
+from sinkformer_pl.training.signals import Stopped, StopSignals
+from sinkformer_pl.tasks import Classifier
+
+
+class Strike(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, trainer, pl_module, exception):
+        assert isinstance(exception, Stopped), exception
+        Path(f"rank{trainer.global_rank}").write_text(f"{exception.line} (epoch {trainer.current_epoch})")
+
+
+model = Classifier(partial(SetTransformer, dim=8, num_heads=2, inducing_points=4), Softmax, num_classes=12)
+last = LastCheckpoint(Path("last.ckpt"), StopSignals(), delay=int(sys.argv[1]))
+trainer = pl.Trainer(
+    max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[Strike(), ResumeState(), last],
+)
+trainer.fit(model, ProceduralShapes(train_size=96, val_size=24, test_size=24, batch_size=8))
+"""
+
+
+@pytest.mark.parametrize(("delay", "step"), [(2, 5), (100, 6)])
+def test_all_processes_heed_a_signal_to_one_of_them_some_steps_later(tmp_path, delay, step):
+    """After the last of six steps a validation follows, which isn't begun."""
+    (tmp_path / "script.py").write_text(LATE)
+    command = [sys.executable, "script.py", str(delay)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    lines = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert lines == [f"stopped by SIGTERM at step {step}; go on with --ckpt_path last (epoch 0)"] * 2
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sinkformer_pl.batch import UNCOUNTED, Sample
-from sinkformer_pl.data.loading import ResumableLoader
+from sinkformer_pl.data.loading import ResumableLoader, default_workers
 from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
@@ -84,7 +84,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         classes: Sequence[str],
         *,
         batch_size: int = 32,
-        num_workers: int = 0,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
         val_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -93,7 +94,10 @@ class ClassificationData(pl.LightningDataModule, ABC):
         Args:
             classes: class names in the order of their indices, two or more.
             batch_size: samples per batch and process, below 2**31.
-            num_workers: loader processes per split; the samples are the same for any number.
+            num_workers: loader processes per split; the samples are the same for any number. None is 0 on the CPU and
+                on a GPU one less than the CPUs of each training process, at most 8.
+            pin_memory: whether batches lie in page-locked memory, from which a GPU copies while it computes; None is
+                where there is a GPU.
             val_fraction: share of the training samples that is kept for validation, in (0, 1).
             seed: of the division, the order and everything random about a sample.
 
@@ -103,7 +107,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
         super().__init__()
         for name, value, valid, expected in (
             ("batch_size", batch_size, 1 <= batch_size < 2**31, "1 or more, below 2**31"),
-            ("num_workers", num_workers, num_workers >= 0, "0 or more"),
+            ("num_workers", num_workers, num_workers is None or num_workers >= 0, "0 or more, or null"),
             ("val_fraction", val_fraction, 0 < val_fraction < 1, "a share between 0 and 1, both excluded"),
             ("seed", seed, 0 <= seed < 2**63, "0 or more, below 2**63"),
         ):
@@ -121,6 +125,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
         self.num_classes = len(self.classes)
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self.val_fraction = val_fraction
         self.seed = seed
         self.datasets: dict[Split, LabelledDataset] = {}
@@ -238,12 +243,17 @@ class ClassificationData(pl.LightningDataModule, ABC):
             lengths=self.datasets[split].lengths if training else None,
             batch_size=self.batch_size,
         )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers
+        if workers is None:
+            workers = default_workers(self.trainer.num_devices) if on_gpu else 0  # type: ignore[union-attr]
         return ResumableLoader(
             self.datasets[split],
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=on_gpu if self.pin_memory is None else self.pin_memory,
             drop_last=training and len(sampler) > 1 and len(sampler) % self.batch_size == 1,
             # Of its own: a seed for the workers is drawn at each start, which a training that goes on has more of.
             generator=torch.Generator().manual_seed(self.seed),

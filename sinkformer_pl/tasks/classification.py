@@ -1,32 +1,33 @@
 """Classification of whatever a backbone turns into features."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
 
 from sinkformer_pl.batch import UNCOUNTED, Batch
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
-from sinkformer_pl.tasks.metrics import ExactMean
+from sinkformer_pl.tasks.metrics import Confusion, ExactMean, accuracies, accuracy, mean_accuracy
+from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
-
-OptimizerFactory = Callable[[Iterable], Optimizer]
 
 STEPS_KEY = "sinkformer_pl_steps"
 
@@ -157,7 +158,8 @@ class Classifier(pl.LightningModule):
         """The loss of a batch, with label smoothing."""
         logits = self(batch.inputs, batch.mask)
         loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
-        self._update(self.train_metrics, loss.detach().expand(len(logits)), logits.detach(), batch.target)
+        self.train_metrics["loss"].update(loss.detach().expand(len(logits)))
+        self.train_metrics["accuracy"].update(logits.detach(), batch.target)
         return loss * self._weight(len(batch.target), batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -175,15 +177,15 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log what was counted."""
-        self._log_epoch(self.train_metrics)
+        self._log_epoch("train", self.train_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was counted."""
-        self._log_epoch(self.val_metrics)
+        self._log_epoch("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Log what was counted."""
-        self._log_epoch(self.test_metrics)
+        self._log_epoch("test", self.test_metrics)
 
     def require_constant_rate(self) -> None:
         """Refuse a training whose number of steps isn't known, unless its schedule is `Constant`.
@@ -200,7 +202,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(self.parameters(), **implementation(self.hparams["optimizer"], self.trainer))
         before, estimate = self._steps, self.trainer.estimated_stepping_batches
         steps = max(int(estimate), 1) if math.isfinite(estimate) else None
         if steps is None:
@@ -215,6 +217,20 @@ class Classifier(pl.LightningModule):
             optimizer, lambda step: self.schedule(min(step / steps, 1.0) if steps else 0.0)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, which refuses fused optimizers under bf16-mixed precision without need."""
+        if gradient_clip_val and clips_by_itself(self.trainer):
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the number of steps that the schedule spans."""
@@ -239,31 +255,25 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, metrics: MetricCollection, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)
         losses = F.cross_entropy(logits, batch.target, reduction="none", ignore_index=UNCOUNTED)
-        self._update(metrics, losses[batch.target != UNCOUNTED], logits, batch.target)
+        metrics["loss"].update(losses, batch.target != UNCOUNTED)
+        metrics["confusion"].update(logits, batch.target)
 
-    def _update(self, metrics: MetricCollection, losses: Tensor, logits: Tensor, target: Tensor) -> None:
-        for name, metric in metrics.items(keep_base=True):
-            if name == "loss":
-                metric.update(losses)
-            else:
-                metric.update(logits, target)
-
-    def _log_epoch(self, metrics: MetricCollection) -> None:
+    def _log_epoch(self, stage: str, metrics: MetricCollection) -> None:
         # Counted over all samples of all processes, so that no batch or rank weighs more than its samples.
-        values = metrics.compute()
+        logged = {name.removeprefix(f"{stage}/"): value for name, value in metrics.compute().items()}
         with torch.inference_mode(False):
             # States that are made in inference mode could not be added to by a later training in the same process.
             metrics.reset()
-        for name, value in values.items():
-            stage = name.partition("/")[0]
-            if value.ndim == 0:
-                self.log(name, value, prog_bar=name in PROGRESS_BAR)
-            elif value.ndim == 1:
-                self.log_dict(
-                    {f"{name}/{label}": accuracy for label, accuracy in zip(self._classes(), value, strict=True)}
-                )
-            else:
-                self.confusion[stage] = value.cpu()
+        if stage != "train":
+            confusion = logged.pop("confusion")
+            self.confusion[stage] = confusion.cpu()
+            logged |= {"accuracy": accuracy(confusion), "accuracy_macro": mean_accuracy(confusion)}
+        if stage == "test":
+            each = zip(self._classes(), accuracies(confusion), strict=True)
+            logged |= {f"accuracy_class/{label}": value for label, value in each}
+        for key, value in logged.items():
+            name = f"{stage}/{key}"
+            self.log(name, value, prog_bar=name in PROGRESS_BAR)
 
     def _classes(self) -> Sequence[str]:
         """Names for the metrics of single classes: the data's, or their numbers."""
@@ -272,15 +282,13 @@ class Classifier(pl.LightningModule):
 
 
 def _metrics(stage: str, num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {
-        # The steps of a training are too many to keep, and another number of processes is another training.
-        "loss": MeanMetric() if stage == "train" else ExactMean(),
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNCOUNTED),
-    }
-    if stage != "train":
-        metrics["accuracy_macro"] = MulticlassAccuracy(num_classes, average="macro", ignore_index=UNCOUNTED)
-        metrics["confusion"] = MulticlassConfusionMatrix(num_classes, ignore_index=UNCOUNTED)
-    if stage == "test":
-        metrics["accuracy_class"] = MulticlassAccuracy(num_classes, average=None, ignore_index=UNCOUNTED)
+    metrics: dict[str, Metric | MetricCollection]
+    if stage == "train":
+        # Nothing is uncounted there, and without a look at the values torchmetrics' own don't wait for the device. The
+        # steps of a training are too many to keep, and another number of processes is another training.
+        share = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        metrics = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": share}
+    else:
+        metrics = {"loss": ExactMean(), "confusion": Confusion(num_classes)}
     # Groups would share states between metrics by comparing their values at the first batch, a device sync.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)

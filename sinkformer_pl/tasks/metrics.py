@@ -1,10 +1,17 @@
-"""Metrics that torchmetrics lacks."""
+"""Metrics that add up a batch without waiting for its device.
+
+torchmetrics' own, where they are told of samples that aren't counted, look for these at each update; those of single
+classes count by `torch.bincount`. Both wait for a GPU at each step.
+"""
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from sinkformer_pl.batch import UNCOUNTED
 
 
 class ExactMean(Metric):
@@ -15,16 +22,71 @@ class ExactMean(Metric):
 
     full_state_update = False
     values: list[Tensor]
+    counted: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         """Take what every Metric takes."""
         super().__init__(**kwargs)
         self.add_state("values", [], dist_reduce_fx="cat")
+        self.add_state("counted", [], dist_reduce_fx="cat")
 
-    def update(self, values: Tensor) -> None:
-        """Add the values (B,) of some samples, any float type; B may be 0."""
+    def update(self, values: Tensor, counted: Tensor | None = None) -> None:
+        """Add the values (B,) of some samples, any float type; B may be 0.
+
+        Args:
+            values: (B,), of any float type.
+            counted: (B,) bool, which of them the mean is of; None for all.
+        """
         self.values.append(values.float())
+        self.counted.append(torch.ones_like(values, dtype=torch.bool) if counted is None else counted)
 
     def compute(self) -> Tensor:
         """The mean, a float32 scalar; NaN without values."""
-        return dim_zero_cat(self.values).sort().values.mean()
+        return dim_zero_cat(self.values)[dim_zero_cat(self.counted)].sort().values.mean()
+
+
+class Confusion(Metric):
+    """Count how often samples of each class were taken for each.
+
+    Args:
+        num_classes: C.
+        kwargs: what every Metric takes.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The last row is of the samples that aren't counted.
+        self.add_state("counts", torch.zeros(num_classes + 1, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, target: Tensor) -> None:
+        """Add some samples: scores (B, C), and their classes (B,) int64, or `UNCOUNTED`."""
+        rows, columns = self.counts.shape
+        places = target.where(target != UNCOUNTED, rows - 1) * columns + scores.argmax(-1)
+        self.counts.view(-1).index_add_(0, places, torch.ones_like(places))
+
+    def compute(self) -> Tensor:
+        """(C, C) int64: rows are the classes, columns what they were taken for."""
+        return self.counts[:-1]
+
+
+def accuracy(confusion: Tensor) -> Tensor:
+    """The share of all samples that are taken for what they are, float32; 0 without samples.
+
+    Args:
+        confusion: (C, C), as of `Confusion`.
+    """
+    return confusion.diag().sum() / confusion.sum().clamp(min=1)
+
+
+def accuracies(confusion: Tensor) -> Tensor:
+    """(C,) float32: the share of each class's samples that are taken for what they are; 0 without samples."""
+    return confusion.diag() / confusion.sum(1).clamp(min=1)
+
+
+def mean_accuracy(confusion: Tensor) -> Tensor:
+    """The mean of `accuracies` over the classes that have samples, or are taken for others; float32."""
+    found = (confusion.sum(0) + confusion.sum(1) > 0).float()
+    return (found / found.sum().clamp(min=1) * accuracies(confusion)).sum()

@@ -3,15 +3,19 @@
 import re
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.delayed import DELAY, Delayed
 from sinkformer_pl.training.metrics_csv import MetricsCSV
 from sinkformer_pl.training.signals import Stopped, StopSignals
 
@@ -23,7 +27,7 @@ class LastCheckpoint(pl.Callback):
     epoch and each validation, every so many steps or seconds, when a signal came, and at the end. A signal that comes
     during a validation ends it, and it is done anew; with several processes, which may have unequal shares of it, or
     with averaged weights in the place of the trained ones, it is finished first. All processes stop at the same step,
-    whichever got the signal.
+    whichever got the signal; on several GPUs at most `delay` steps later, since none is waited for.
 
     Behind `ResumeState` it comes before other callbacks, so that what these do at the start of a batch is done once.
 
@@ -31,6 +35,8 @@ class LastCheckpoint(pl.Callback):
         path: the file.
         signals: tell when to end.
         every: how often also within an epoch: a number of optimizer steps, or a time such as "90s", "10min" or "2h".
+        delay: optimizer steps after which several processes heed what one of them has received; None is `DELAY` on
+            GPUs and 0 elsewhere.
 
     Raises:
         UserError: `every` is neither.
@@ -42,10 +48,13 @@ class LastCheckpoint(pl.Callback):
         signals: StopSignals,
         *,
         every: int | str | None = None,
+        delay: int | None = None,
     ) -> None:
         self.path = path
         self.signals = signals
         self.every_n_steps, self.every_seconds = _interval(every)
+        self.delay = delay
+        self._received: Delayed[None] = Delayed()
         self._due = False
         self._validating = False
         self._writing = False
@@ -93,7 +102,7 @@ class LastCheckpoint(pl.Callback):
             return  # Gradients aren't in a checkpoint.
         now, step = time.monotonic(), trainer.global_step
         late = self.every_seconds is not None and now - self._saved_at >= self.every_seconds
-        received, late = _agreed(trainer, self.signals.received, late)
+        received, late = self._agreed(trainer, self.signals.received, late)
         steps = self.every_n_steps is not None and step % self.every_n_steps == 0
         if self._due or received or ((late or steps) and step != self._saved_step):
             self._write(trainer)
@@ -103,19 +112,17 @@ class LastCheckpoint(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A validation within a training begins."""
         self._validating = self.signals.deferred
+        # Several processes may be late with what they have received, and a validation is long.
+        received, _ = _most(self._received.take())
+        if self._validating and received:
+            self._stop_in_validation(trainer, received)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop if a signal came."""
-        if not self._validating or not self.signals.received or trainer.world_size > 1:
-            return
-        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            return
-        done = lightning_state.batches_done(trainer)
-        if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
-            self._write(trainer)
-            self._stop(trainer, self.signals.received)
+        if self._validating and self.signals.received and trainer.world_size == 1:
+            self._stop_in_validation(trainer, self.signals.received)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A validation is over."""
@@ -148,6 +155,29 @@ class LastCheckpoint(pl.Callback):
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
+    def _stop_in_validation(self, trainer: pl.Trainer, received: int) -> None:
+        """Stop where a validation can be done anew: not with other weights in their place, or within a step."""
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return
+        done = lightning_state.batches_done(trainer)
+        if done % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
+            self._write(trainer)
+            self._stop(trainer, received)
+
+    def _agreed(self, trainer: pl.Trainer, received: int, late: bool) -> tuple[int, bool]:
+        """What any process has received, and whether the first finds it late."""
+        if trainer.world_size == 1:
+            return received, late
+        device = trainer.strategy.root_device
+        on_gpu = device.type == "cuda"
+        found = torch.tensor([received, late and trainer.is_global_zero], pin_memory=on_gpu)
+        found = found.to(device, non_blocking=True)
+        # Not the strategy's own reduction, which also makes the processes wait for each other.
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        self._received.put(found, None)
+        delay = (DELAY if on_gpu else 0) if self.delay is None else self.delay
+        return _most(self._received.take(delay))
+
     def _logged(self, trainer: pl.Trainer) -> int | None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         return loggers[0].file.length if loggers and trainer.is_global_zero else None
@@ -161,14 +191,10 @@ class LastCheckpoint(pl.Callback):
         raise stopped
 
 
-def _agreed(trainer: pl.Trainer, received: int, late: bool) -> tuple[int, bool]:
-    """What any process has received, and whether the first finds it late."""
-    if trainer.world_size == 1:
-        return received, late
-    # Lightning waits for a broadcast at each step too, so that this wait is short.
-    found = torch.tensor([received, late and trainer.is_global_zero], device=trainer.strategy.root_device)
-    number, is_late = trainer.strategy.reduce(found, reduce_op="max").tolist()
-    return number, bool(is_late)
+def _most(found: Iterable[tuple[Tensor, None]]) -> tuple[int, bool]:
+    """The signal, and whether it is late, of what was found at some steps."""
+    pairs = [value.tolist() for value, _ in found] or [[0, 0]]
+    return max(number for number, _ in pairs), any(late for _, late in pairs)
 
 
 def _interval(every: int | str | None) -> tuple[int | None, float | None]:

@@ -19,9 +19,11 @@ _VALIDATION = "epoch_loop.val_loop.batch_progress"
 def ignore_signals(trainer: pl.Trainer) -> None:
     """Keep Lightning from handling signals.
 
-    Its handler of SIGTERM talks to the other processes, and waits forever for those that don't listen.
+    Its handler of SIGTERM talks to the other processes, and waits forever for those that don't listen. What it would
+    have caught is broadcast at each step, for which every process waits for its device.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def is_attached(module: pl.LightningModule) -> bool:

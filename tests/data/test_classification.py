@@ -1,6 +1,8 @@
 """What every modality shares: checks, loaders, epochs."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +197,41 @@ def test_epochs_differ_and_do_not_depend_on_workers(tmp_path):
     assert recorded(tmp_path / "0", "val-0-0") == recorded(tmp_path / "0", "val-1-0")
     for name in ("train-0-0", "train-1-0", "val-0-0", "val-1-0"):
         assert recorded(tmp_path / "0", name) == recorded(tmp_path / "2", name)
+
+
+def on(device: str, devices: int = 1) -> Any:
+    """What is looked at of a Trainer, with a GPU that may not be there."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(strategy=strategy, num_devices=devices, global_rank=0, world_size=1, training=False)
+
+
+def loader(module: ClassificationData, engine: Any) -> Any:
+    module.setup()
+    module.trainer = engine
+    return module.train_dataloader()
+
+
+def test_batches_come_from_processes_and_pinned_memory_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    for engine, workers, pinned in ((None, 0, False), (on("cpu"), 0, False), (on("cuda"), 5, True)):
+        found = loader(data(), engine)
+        assert (found.num_workers, found.pin_memory, found.persistent_workers) == (workers, pinned, workers > 0)
+    # A share of the CPUs for each process, and all of one CPU for the training.
+    assert [loader(data(), on("cuda", devices)).num_workers for devices in (2, 4, 8)] == [2, 0, 0]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert loader(data(), on("cuda")).num_workers == 8
+    chosen = loader(data(num_workers=0, pin_memory=False), on("cuda"))
+    assert (chosen.num_workers, chosen.pin_memory) == (0, False)
+    assert loader(data(pin_memory=True), on("cpu")).pin_memory
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_pinned(workers):
+    module = data(num_workers=workers)
+    for batch in loader(module, on("cuda")):
+        assert isinstance(batch, Batch)
+        assert all(part.is_pinned() for part in batch if part is not None)
 
 
 @pytest.mark.filterwarnings("ignore")

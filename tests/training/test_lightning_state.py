@@ -75,6 +75,8 @@ def test_lightning_handles_sigterm_unless_it_is_told_not_to():
     quiet.fit(Linear(), DATA)
     assert handlers[0] != before
     assert handlers[1] == before
+    # What Lightning asks all processes for at each step.
+    assert callable(type(quiet.fit_loop.epoch_loop)._broadcast_sigterm_tensor)
 
 
 def test_a_module_knows_whether_it_is_run():
