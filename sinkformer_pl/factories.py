@@ -86,9 +86,32 @@ def _made_by(cls: type, name: str) -> type:
     )
 
 
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill the defaults into all specs among some values: what their classes take now and didn't when they were saved.
+
+    Raises:
+        UserError: a class can't be imported.
+    """
+    return {name: _filled(value) for name, value in values.items()}
+
+
+def _filled(value: Any) -> Any:
+    if not (isinstance(value, Mapping) and "class_path" in value):
+        return value
+    return describe(functools.partial(import_class(value["class_path"]), **with_defaults(value.get("init_args") or {})))
+
+
 def readable(spec: Mapping[str, Any]) -> str:
-    """A spec as a call: "Sinkhorn(n_iters=3)"."""
-    arguments = ", ".join(f"{name}={value}" for name, value in (spec.get("init_args") or {}).items())
+    """Write a spec as a call: "Sinkhorn(n_iters=3)". Words are left out where they are the default."""
+    try:
+        parameters = parameters_of(import_class(spec["class_path"]))
+    except UserError:
+        parameters = {}
+    arguments = ", ".join(
+        f"{name}={value}"
+        for name, value in (spec.get("init_args") or {}).items()
+        if not (isinstance(value, str) and name in parameters and value == parameters[name].default)
+    )
     return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
 
 

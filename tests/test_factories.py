@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.factories import as_factory, describe, public_path
+from sinkformer_pl.factories import as_factory, describe, public_path, readable, with_defaults
 from sinkformer_pl.models import Backbone, SetTransformer
 from sinkformer_pl.normalizations import AttentionNormalization, Sinkhorn, Softmax
 
@@ -20,7 +20,7 @@ def test_defaults_are_filled_in_and_nested_factories_described():
     assert spec["init_args"]["num_heads"] == 4
     assert spec["init_args"]["pooling"] == {
         "class_path": "sinkformer_pl.normalizations.Sinkhorn",
-        "init_args": {"n_iters": 5},
+        "init_args": {"n_iters": 5, "gradient": "unrolled"},
     }
 
 
@@ -86,3 +86,23 @@ def test_a_spec_within_a_spec_needs_an_annotation_that_says_what_it_is():
 def test_public_path_is_the_shortest():
     assert public_path(Sinkhorn) == "sinkformer_pl.normalizations.Sinkhorn"
     assert public_path(torch.nn.Linear) == "torch.nn.Linear"
+
+
+def test_what_was_saved_before_an_argument_was_there_is_what_is_built_now():
+    saved = {
+        "normalization": {"class_path": "sinkformer_pl.normalizations.Sinkhorn", "init_args": {"n_iters": 5}},
+        "n": 1,
+    }
+    assert with_defaults(saved) == {"normalization": describe(partial(Sinkhorn, n_iters=5)), "n": 1}
+    nested = describe(partial(SetTransformer, dim=8, pooling=partial(Sinkhorn, n_iters=3)))
+    old = {
+        **nested,
+        "init_args": {**nested["init_args"], "pooling": {**saved["normalization"], "init_args": {"n_iters": 3}}},
+    }
+    assert with_defaults({"backbone": old}) == {"backbone": nested}
+
+
+def test_words_are_shown_where_they_are_chosen():
+    assert readable(describe(Sinkhorn)) == "Sinkhorn(n_iters=3)"
+    assert readable(describe(partial(Sinkhorn, gradient="detached"))) == "Sinkhorn(n_iters=3, gradient=detached)"
+    assert readable({"class_path": "nowhere.Gone", "init_args": {"a": "b"}}) == "Gone(a=b)"

@@ -101,7 +101,7 @@ class AttentionDiagnostics(pl.Callback):
             return
         epoch = trainer.current_epoch
         self._last = epoch, layers
-        parameters = {layer.name: learned_parameters(layer.layer) for layer in layers}
+        parameters = {layer.name: learned_parameters(layer.core) for layer in layers}
         rows = [
             {"epoch": epoch, "layer": layer, "head": head, **{n: _cell(values[head]) for n, values in numbers.items()}}
             for layer, measures in measured.items()
@@ -147,7 +147,7 @@ class AttentionDiagnostics(pl.Callback):
             figures = {
                 f"maps_epoch_{epoch}": pictures.draw_maps(layers, 0, maps_title),
                 f"inputs_epoch_{epoch}": pictures.draw_inputs(
-                    layers, sides(pl_module, layers), tokens, classes, f"attention that tokens receive, {when}"
+                    layers, sides(layers), tokens, classes, f"attention that tokens receive, {when}"
                 ),
                 "column_sums": pictures.draw_column_sums(history, "column sums, epoch by epoch"),
             }

@@ -8,12 +8,12 @@ from rich.table import Column, Table
 
 from sinkformer_pl.cli.options import OptionParser, module_names
 from sinkformer_pl.factories import parameters_of
-from sinkformer_pl.normalizations import AttentionNormalization, Guarantees, load_plugins, registered
+from sinkformer_pl.normalizations import AttentionNormalization, load_plugins, registered
 
 COLUMNS = {
-    "rows": lambda promise: {"one": "sum to 1", "at most one": "at most 1", None: "-"}[promise.row_sums],
-    "columns": lambda promise: "Q/K in the limit" if promise.unit_columns else "-",
-    "further": lambda promise: ", ".join(_further(promise)),
+    "rows": lambda cls: {"one": "sum to 1", "at most one": "at most 1", None: "-"}[cls.promises.row_sums],
+    "columns": lambda cls: "Q/K in the limit" if cls.promises.unit_columns else "-",
+    "further": lambda cls: ", ".join(_further(cls)),
 }
 
 
@@ -32,17 +32,18 @@ def print_normalizations(argv: Sequence[str]) -> None:
     # Names are longer than a narrow terminal has room for.
     table = Table(Column("normalization", overflow="fold"), *COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0))
     for name, cls in registered().items():
-        table.add_row(f"{name}{_arguments(cls)}", *(column(cls.guarantees) for column in COLUMNS.values()))
+        table.add_row(f"{name}{_arguments(cls)}", *(column(cls) for column in COLUMNS.values()))
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
-def _further(promise: Guarantees) -> Iterator[str]:
+def _further(cls: type[AttentionNormalization]) -> Iterator[str]:
+    promise = cls.promises
     for word, holds in (
         ("sparse", promise.sparse),
         ("any mask" if promise.pairs else "causal masks", promise.pairs or promise.causal),
         ("order matters", not promise.equivariant),
-        ("one set, tied" if promise.tied else "as many queries as keys", promise.tied or promise.square),
+        ("one set, tied" if cls.requires_tied else "as many queries as keys", cls.requires_tied or cls.requires_square),
         ("linear cost", promise.linear),
         ("random in training", promise.stochastic),
     ):

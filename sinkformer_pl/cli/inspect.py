@@ -95,7 +95,9 @@ class InspectCLI(TrainingCLI):
         batch = collate([data.datasets[split][draw] for draw in chosen])
         layers = attention_of(self.model, batch.inputs, batch.mask)
         if not layers:
-            raise UserError(f"{type(self.model.backbone).__name__} has no MultiHeadAttention to look at")
+            raise UserError(
+                f"{type(self.model.backbone).__name__} has no AttentionCore to look at: compose one (docs/extend.md)"
+            )
         with evaluating(self.model):
             probabilities, predicted = self.model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
         tokens = tokens_of(self.model, batch.inputs, batch.mask, speller(data))
@@ -127,7 +129,7 @@ class InspectCLI(TrainingCLI):
             facts=facts,
             samples=samples,
             layers=layers,
-            sides=sides(self.model, layers),
+            sides=sides(layers),
             curves=_curves(self.folder / "metrics.csv"),
             history=read_column_sums(self.folder / FOLDER / COLUMN_SUMS),
         )

@@ -36,6 +36,7 @@ from sinkformer_pl.cli.run_options import add_run_options, described, explain
 from sinkformer_pl.cli.screen import say, say_what_came_out, say_what_runs
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import with_defaults
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training import lightning_state
@@ -271,7 +272,11 @@ class TrainingCLI(LightningCLI):
     def _continued(self) -> Path | None:
         """The checkpoint whose folder this command goes on in: none when another network is trained from it."""
         content = self.arguments.content
-        if self.arguments.command == "fit" and content and content["hyper_parameters"] != dict(self.model.hparams):
+        if (
+            self.arguments.command == "fit"
+            and content
+            and with_defaults(content["hyper_parameters"]) != dict(self.model.hparams)
+        ):
             return None
         return self.arguments.checkpoint
 

@@ -1,4 +1,4 @@
-"""The attention weights of every attention layer of a network on a batch."""
+"""Capture the attention weights of every attention layer of a network on a batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,22 +7,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.models.attention_core import AttentionCore
+from sinkformer_pl.normalizations.per_head import numbers_per_head
 from sinkformer_pl.ops.mask import AttentionMask
 
 
 class LayerAttention(NamedTuple):
-    """What one attention layer did with a batch.
+    """The attention of one layer on a batch.
 
     Attributes:
-        name: path of the module, as in the keys of the state_dict.
-        layer: the module.
+        name: path of the module, as in the keys of the state_dict, without the last part where that is "core".
+        core: the module that attended.
         weights: (B, H, Q, K), exactly 0 at padding.
         mask: real queries and keys, and the pairs that may meet.
     """
 
     name: str
-    layer: MultiHeadAttention
+    core: AttentionCore
     weights: Tensor
     mask: AttentionMask
 
@@ -38,23 +39,23 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
     """Run a network and return the weights of its attention layers, in the order in which they ran.
 
     In evaluation mode, without gradient and without compiled code; afterwards each module is in the mode that it was
-    in. Each layer is asked for the weights of what reaches it, beside its forward pass.
+    in. Each `AttentionCore` is asked for the weights of what reaches it, beside its forward pass.
 
     Args:
-        model: any module with `MultiHeadAttention` in it.
+        model: any module with an `AttentionCore` in it, such as a `MultiHeadAttention` or an attention of your own.
         inputs: what to call it with.
     """
     caught: list[LayerAttention] = []
     handles = []
 
     def catch(name: str) -> Any:
-        def hook(layer: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            caught.append(_look(name, layer, *arguments, **named))
+        def hook(core: AttentionCore, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            caught.append(_look(name, core, *arguments, **named))
 
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, MultiHeadAttention):
+        if isinstance(module, AttentionCore):
             handles.append(module.register_forward_pre_hook(catch(name), with_kwargs=True))
     try:
         with evaluating(model):
@@ -66,10 +67,16 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
 
 
 def _look(
-    name: str, layer: MultiHeadAttention, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None
+    name: str,
+    core: AttentionCore,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask | None = None,
+    bias: Tensor | None = None,
 ) -> LayerAttention:
-    weights = layer.weights(queries, keys, mask)
-    return LayerAttention(name, layer, weights, layer.merged_mask(queries, keys, mask) or AttentionMask())
+    name = "" if name == "core" else name.removesuffix(".core")
+    return LayerAttention(name, core, core.weights(q, k, mask, bias), core.effective_mask(q, k, mask, bias))
 
 
 @contextmanager
@@ -89,22 +96,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def learned_parameters(layer: MultiHeadAttention) -> dict[str, Tensor]:
-    """What a layer has learned about its normalization, each (H,): the temperature, and the normalization's own.
+def learned_parameters(core: AttentionCore) -> dict[str, Tensor]:
+    """Collect what a layer has learned about its scores, each (H,): the temperature, and the normalization's own.
 
-    Those are its parameters of one number, or of one a head, and what its properties make of them, such as alpha.
+    These are its parameters of one number, or of one a head, and the numbers that its class makes of them, declared
+    `PerHead` or as properties, such as alpha.
     """
-    heads = layer.num_heads
+    heads = core.num_heads
     found: dict[str, Tensor] = {}
-    if layer.log_temperature is not None:
-        found["temperature"] = layer.log_temperature.exp()
-    own = layer.normalization
+    if isinstance(core.log_temperature, Tensor):
+        found["temperature"] = core.log_temperature.exp()
+    own = core.normalization
     parameters = dict(own.named_parameters())
     if parameters:
-        names = [
-            name for kind in type(own).__mro__ for name, value in vars(kind).items() if isinstance(value, property)
-        ]
-        found |= {name: value for name in names if isinstance(value := getattr(own, name), Tensor)}
+        names = [number.name for number in numbers_per_head(type(own))]
+        for kind in type(own).__mro__:
+            names += [name for name, value in vars(kind).items() if isinstance(value, property)]
+        found |= {
+            name: value
+            for name in names
+            if isinstance(value := getattr(own, name), Tensor) and not any(value is raw for raw in parameters.values())
+        }
     found |= parameters
     return {
         name: value.detach().flatten().expand(heads)

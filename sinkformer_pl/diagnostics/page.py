@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sinkformer_pl.diagnostics.capture import LayerAttention, learned_parameters
 from sinkformer_pl.diagnostics.measures import summary
-from sinkformer_pl.diagnostics.tokens import Tokens
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.models.tokens import Tokens
 
 MOST_NUMBERS = 3_500_000
 """Weights in a page; at float16 in base64 they take 9.3 MB."""
@@ -201,7 +201,7 @@ def _png(image: Tensor) -> str:
 
 def _table(page: Page) -> dict[str, Any]:
     measured = [summary(layer.weights, layer.mask) for layer in page.layers]
-    learned = [learned_parameters(layer.layer) for layer in page.layers]
+    learned = [learned_parameters(layer.core) for layer in page.layers]
     names = list(dict.fromkeys(name for found in learned for name in found))
     rows, count = [], len(page.samples)
     for number, (measures, parameters) in enumerate(zip(measured, learned, strict=True)):

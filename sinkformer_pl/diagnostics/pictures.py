@@ -15,7 +15,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from sinkformer_pl.diagnostics.capture import LayerAttention
-from sinkformer_pl.diagnostics.tokens import Tokens
+from sinkformer_pl.models.tokens import Tokens
 
 HEADS = 8
 SAMPLES = 3

@@ -1,4 +1,4 @@
-"""What a task expects of a network."""
+"""Define the network that a task expects."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.models.tokens import Tokens, describe_tokens
+from sinkformer_pl.normalizations.contract import NormalizationFactory
 
 
 class Backbone(nn.Module, ABC):
@@ -24,6 +25,13 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map inputs, in sets (B, N, C) with a bool mask (B, N) of the real tokens, to features (B, out_dim)."""
+
+    def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Describe the tokens of each sample that attend to one another in the last layers, for pictures.
+
+        By default each point or token number is one. A network that makes other tokens of its inputs overrides it.
+        """
+        return describe_tokens(inputs, mask)
 
 
 BackboneFactory = Callable[[NormalizationFactory], Backbone]

@@ -1,11 +1,12 @@
 """Residual blocks of attention and a row-wise network."""
 
-from typing import Literal, TypedDict, Unpack, get_args
+from typing import Literal, NotRequired, TypedDict, Unpack, get_args
 
 from torch import Tensor, nn
 
-from sinkformer_pl.models.attention import MultiHeadAttention, Temperature
-from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.models.attention_core import Temperature
+from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask
 
 LayerNormPlace = Literal["pre", "post", "none"]
@@ -19,6 +20,7 @@ class BlockOptions(TypedDict):
     dropout: float
     layer_norm: LayerNormPlace
     temperature: Temperature
+    causal: NotRequired[bool]
 
 
 class AttentionBlock(nn.Module):
@@ -33,10 +35,12 @@ class AttentionBlock(nn.Module):
         dropout: share dropped after the attention and after the row-wise network.
         layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
         temperature: of the attention's scores.
+        causal: a query meets the keys up to its own position.
 
     Raises:
         ValueError: another place for the layer norm; heads that don't divide the width; a temperature that isn't
             positive.
+        NotImplementedError: `causal` under a normalization that can't be.
     """
 
     def __init__(
@@ -50,12 +54,15 @@ class AttentionBlock(nn.Module):
         dropout: float = 0.0,
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if layer_norm not in get_args(LayerNormPlace):
             raise ValueError(f"layer_norm must be one of {', '.join(get_args(LayerNormPlace))}, got {layer_norm!r}")
         self.layer_norm = layer_norm
-        self.attention = MultiHeadAttention(dim, num_heads, normalization, head_dim=head_dim, temperature=temperature)
+        self.attention = MultiHeadAttention(
+            dim, num_heads, normalization, head_dim=head_dim, temperature=temperature, causal=causal
+        )
         self.mlp = (
             nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))
             if mlp_dim
@@ -65,14 +72,21 @@ class AttentionBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim) if layer_norm != "none" else nn.Identity()
         self.mlp_norm = nn.LayerNorm(dim) if layer_norm != "none" and mlp_dim else nn.Identity()
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: AttentionMask | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: AttentionMask | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Update x (B, Q, dim) by what it attends to in context (B, K, dim), by default x itself.
 
-        In the "pre" form x and a context of its own are normalized; another context is taken as it comes.
+        In the "pre" form x and a context of its own are normalized; another context is taken as it comes. A bias,
+        broadcastable to (B, H, Q, K), is added to the scaled scores.
         """
         pre = self.layer_norm == "pre"
         queries = self.attention_norm(x) if pre else x
-        x = x + self.dropout(self.attention(queries, queries if context is None else context, mask))
+        x = x + self.dropout(self.attention(queries, queries if context is None else context, mask, bias))
         if not pre:
             x = self.attention_norm(x)
         if self.mlp is None:
@@ -110,12 +124,20 @@ class TransformerEncoder(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlock(dim, num_heads, normalization, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim) if block["layer_norm"] == "pre" else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map x (B, N, dim), with the (B, N) bool mask of its real tokens, to a sequence of the same shape."""
+    @property
+    def normalization(self) -> AttentionNormalization:
+        """The normalization of the first block, for its promises and requirements."""
+        return self.blocks[0].attention.core.normalization  # type: ignore[union-attr, return-value]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Map x (B, N, dim), with the (B, N) bool mask of its real tokens, to a sequence of the same shape.
+
+        A bias, broadcastable to (B, H, N, N), is added to the scaled scores of every block.
+        """
         # One tensor as both entries: a normalization may need to see that queries and keys are the same tokens.
         both = None if mask is None else AttentionMask(mask, mask)
         for block in self.blocks:
-            x = block(x, mask=both)
+            x = block(x, mask=both, bias=bias)
         return self.norm(x)
 
 

@@ -8,13 +8,15 @@ import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own docum
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.models.attention import MultiHeadAttention, Temperature
+from sinkformer_pl.models.attention_core import AttentionCore, Temperature, rename_old_keys
 from sinkformer_pl.models.backbone import Backbone, require_points
 from sinkformer_pl.models.batch_norm import MaskedBatchNorm
 from sinkformer_pl.models.blocks import require_at_least
+from sinkformer_pl.models.multi_head_attention import join_heads, split_heads
 from sinkformer_pl.models.neighbours import farthest_points, nearest_neighbours, take
 from sinkformer_pl.models.pooling import Pooling, pool
-from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.models.tokens import Tokens, describe_tokens
+from sinkformer_pl.normalizations.contract import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask
 
 PointPooling = Literal["max", "mean", "max+mean"]
@@ -84,7 +86,7 @@ class NeighbourEmbedding(nn.Module):
         return centres, self.layer(grouped, grouped_mask).max(2).values, mask
 
 
-class SharedAttention(MultiHeadAttention):
+class SharedAttention(nn.Module):
     """The attention of PCT: keys are the queries, a quarter as wide as the values; no projection back.
 
     Args:
@@ -100,14 +102,21 @@ class SharedAttention(MultiHeadAttention):
     def __init__(
         self, dim: int, num_heads: int, normalization: NormalizationFactory, *, temperature: Temperature = 1.0
     ) -> None:
+        super().__init__()
         require_at_least(1, dim=dim, num_heads=num_heads)
         if dim % (4 * num_heads):
             raise ValueError(f"4 * num_heads = {4 * num_heads} must divide the width dim={dim}")
-        super().__init__(dim, num_heads, normalization, head_dim=dim // 4 // num_heads, temperature=temperature)
-        self.query = nn.Linear(dim, dim // 4, bias=False)
-        self.key = None
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Identity()
+        # Drawn before the core, so that their initial weights are the same under any normalization.
+        query, value = nn.Linear(dim, dim // 4, bias=False), nn.Linear(dim, dim)
+        # The order of these is the order of parameters in checkpoints.
+        self.core = AttentionCore(num_heads, dim // 4 // num_heads, normalization, temperature=temperature)
+        self.query, self.value = query, value
+        self.register_load_state_dict_pre_hook(rename_old_keys)
+
+    def forward(self, x: Tensor, mask: AttentionMask | None = None) -> Tensor:
+        """Attend from tokens x (B, N, dim) to the same tokens; returns (B, N, dim)."""
+        q = split_heads(self.query(x), self.core.num_heads)
+        return join_heads(self.core(q, q, split_heads(self.value(x), self.core.num_heads), mask))
 
 
 class OffsetAttention(nn.Module):
@@ -126,7 +135,7 @@ class OffsetAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, dim), with the (B, N) bool mask of the real ones, to tokens of the same shape."""
         both = None if mask is None else AttentionMask(mask, mask)
-        return x + self.layer(x - self.attention(x, x, both), mask)
+        return x + self.layer(x - self.attention(x, both), mask)
 
 
 class PointCloudTransformer(Backbone):
@@ -220,13 +229,7 @@ class PointCloudTransformer(Backbone):
             UserError: inputs of another shape or dtype.
         """
         self._check(inputs)
-        if mask is not None:
-            inputs = inputs.where(mask[..., None], 0.0)
-        points, x = inputs[..., :3], inputs
-        for layer in self.embed:
-            x = layer(x, mask)
-        for stage in self.stages:
-            points, x, mask = stage(points, x, mask)
+        _, x, mask = self._tokens(inputs, mask)
         outputs = [x] if len(self.stages) else []
         for layer in self.project:
             x = layer(x, mask)
@@ -239,6 +242,22 @@ class PointCloudTransformer(Backbone):
         for layer in self.head:
             x = self.dropout(layer(x))
         return x
+
+    def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Describe the centres that the points are gathered into, or the points."""
+        points, _, mask = self._tokens(inputs, mask)
+        return describe_tokens(points, mask)
+
+    def _tokens(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Embed points and gather them: coordinates, tokens and mask."""
+        if mask is not None:
+            inputs = inputs.where(mask[..., None], 0.0)
+        points, x = inputs[..., :3], inputs
+        for layer in self.embed:
+            x = layer(x, mask)
+        for stage in self.stages:
+            points, x, mask = stage(points, x, mask)
+        return points, x, mask
 
     def _check(self, inputs: Tensor) -> None:
         if inputs.ndim == 3 and inputs.shape[-1] < 3:

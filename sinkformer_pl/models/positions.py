@@ -1,4 +1,4 @@
-"""What tells a transformer the order of its tokens."""
+"""Tell a transformer the order of its tokens."""
 
 import math
 
@@ -52,3 +52,27 @@ class SinusoidalPositions(nn.Module):
         even = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32)
         angles = positions[..., None] * torch.exp(even * (-math.log(10000.0) / self.dim))
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)[..., : self.dim]
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number for each head and each distance between two tokens, to be added to the scores.
+
+    Distances of `reach` and more share one number on each side. Starts at 0, so as no positions at all.
+
+    References:
+        Raffel et al. 2020 (raffel2020t5), section 2.1, without the logarithmic buckets.
+    """
+
+    def __init__(self, num_heads: int, reach: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * reach + 1))
+
+    def forward(self, size: int, *, leading: int = 0) -> Tensor:
+        """Return the bias (1, H, N, N) of N = leading + size tokens, 0 for pairs with one of the leading tokens.
+
+        Padding on either side changes no distance between real tokens, so samples of a batch share it.
+        """
+        at = torch.arange(size, device=self.table.device)
+        distance = (at[None, :] - at[:, None]).clamp(-self.reach, self.reach) + self.reach
+        return F.pad(self.table[:, distance], (leading, 0, leading, 0))[None]

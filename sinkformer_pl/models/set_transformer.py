@@ -6,10 +6,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.models.attention import Temperature
+from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone, require_points
 from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace, require_at_least
-from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops.mask import AttentionMask
 
@@ -51,7 +51,9 @@ class ISAB(nn.Module):
         nn.init.xavier_uniform_(self.inducing)
         self.gather = AttentionBlock(dim, num_heads, normalization, **block)
         self.scatter = AttentionBlock(dim, num_heads, normalization, **block)
-        _refuse_square(self.gather.attention.normalization)
+        self.gather.attention.core.sides = ("inducing point", "token")
+        self.scatter.attention.core.sides = ("token", "inducing point")
+        _refuse_square(self.gather.attention.core.normalization)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to a set of the same shape."""
@@ -80,9 +82,10 @@ class PMA(nn.Module):
         self.seeds = nn.Parameter(torch.empty(seeds, dim))
         nn.init.xavier_uniform_(self.seeds)
         self.block = AttentionBlock(dim, num_heads, normalization, **block)
-        own = self.block.attention.normalization
+        self.block.attention.core.sides = ("seed", "token")
+        own = self.block.attention.core.normalization
         _refuse_square(own)
-        if seeds == 1 and own.guarantees.unit_columns:
+        if seeds == 1 and own.promises.unit_columns:
             warnings.warn(
                 f"pooling with one query under {type(own).__name__} is mean pooling: its queries and keys won't train. "
                 "Keep pooling=Softmax unless that is what you want.",
@@ -170,7 +173,7 @@ class SetTransformer(Backbone):
 
 
 def _refuse_square(normalization: AttentionNormalization) -> None:
-    if normalization.guarantees.square:
+    if normalization.requires_square:
         raise NotImplementedError(
             f"{type(normalization).__name__} needs as many queries as keys; use inducing_points=0 (blocks in which the "
             "set attends to itself), and a pooling that takes rectangular scores"

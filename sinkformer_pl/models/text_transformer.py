@@ -7,16 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.models.attention import Temperature
+from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
 from sinkformer_pl.models.pooling import ClassToken, Pooling, pool
-from sinkformer_pl.models.positions import LearnedPositions, SinusoidalPositions, token_positions
-from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.models.positions import (
+    LearnedPositions,
+    RelativePositionBias,
+    SinusoidalPositions,
+    token_positions,
+)
+from sinkformer_pl.models.tokens import Tokens, describe_tokens
+from sinkformer_pl.normalizations.contract import NormalizationFactory
 
-Positions = Literal["learned", "sinusoidal", "none"]
+Positions = Literal["learned", "sinusoidal", "relative", "none"]
 LEARNED_POSITIONS = 256
 """Their number, where none is given."""
+REACH = 64
+"""Distances that relative positions tell apart, where no other number is given."""
 
 
 class TextTransformer(Backbone):
@@ -40,11 +48,17 @@ class TextTransformer(Backbone):
         head_dim: width of each head; None is dim / num_heads.
         positions: added to the embeddings of the tokens: "learned"; "sinusoidal", the embeddings then multiplied by
             sqrt(dim) as by Vaswani et al.; or "none", which makes a text a bag of tokens. Counted from the first token.
+            "relative" adds instead a learned number to the scores for each head and distance, the same in every block;
+            distances of 64 and more aren't told apart. Not under a normalization that takes no bias.
         pooling: "mean" or "max" over the real tokens, or "cls", the final state of a learned token before them.
+        causal: a token meets itself and those before it, under a normalization that can be causal; not with
+            pooling="cls", whose token comes first and would meet nothing.
 
     Raises:
         ValueError: a size out of range; heads that don't divide the width; a temperature that isn't positive; an
-            unknown kind of positions, pooling or place of the layer norms; `max_length` without learned positions.
+            unknown kind of positions, pooling or place of the layer norms; `max_length` without learned positions;
+            causal with a class token.
+        NotImplementedError: causal, or relative positions, under a normalization that refuses it.
     """
 
     def __init__(
@@ -62,6 +76,7 @@ class TextTransformer(Backbone):
         head_dim: int | None = None,
         positions: Positions = "learned",
         pooling: Pooling = "mean",
+        causal: bool = False,
     ) -> None:
         super().__init__()
         for name, value, valid in (("positions", positions, Positions), ("pooling", pooling, Pooling)):
@@ -71,6 +86,10 @@ class TextTransformer(Backbone):
             raise ValueError(
                 f"max_length={max_length} is the number of learned positions; leave it out with "
                 f"positions={positions!r}, which have no limit"
+            )
+        if causal and pooling == "cls":
+            raise ValueError(
+                'causal=True with pooling="cls": the class token comes first and meets nothing; use "mean"'
             )
         if positions == "learned" and max_length is None:
             max_length = LEARNED_POSITIONS
@@ -87,12 +106,23 @@ class TextTransformer(Backbone):
             self.positions = LearnedPositions(max_length, dim)
         elif positions == "sinusoidal":
             self.positions = SinusoidalPositions(dim)
+        self.relative = RelativePositionBias(num_heads, REACH) if positions == "relative" else None
         self.class_token = ClassToken(dim) if pooling == "cls" else None
         self.dropout = nn.Dropout(dropout)
         block = BlockOptions(
-            mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature
+            mlp_dim=mlp_dim,
+            head_dim=head_dim,
+            dropout=dropout,
+            layer_norm=layer_norm,
+            temperature=temperature,
+            causal=causal,
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
+        own = self.encoder.normalization
+        if self.relative is not None and not own.takes_bias:
+            raise NotImplementedError(
+                f'{type(own).__name__} takes no bias, which positions="relative" is; use "learned" or "sinusoidal"'
+            )
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map token numbers (B, N) int64, with the (B, N) bool mask of real tokens, to features (B, dim).
@@ -113,9 +143,15 @@ class TextTransformer(Backbone):
         x = self.embed(tokens) * self.embed_scale
         if self.positions is not None:
             x = x + self.positions(token_positions(tokens, mask)).to(x.dtype)
+        leading = int(self.class_token is not None)
+        bias = None if self.relative is None else self.relative(x.shape[1], leading=leading)
         if self.class_token is not None:
             x, mask = self.class_token(x, mask)
-        return pool(self.encoder(self.dropout(x), mask), mask, self.pooling)
+        return pool(self.encoder(self.dropout(x), mask, bias), mask, self.pooling)
+
+    def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Describe the tokens of each text, behind the class token."""
+        return describe_tokens(inputs, mask, leading=int(self.class_token is not None))
 
     def _check_shapes(self, inputs: Tensor, mask: Tensor | None) -> None:
         if inputs.ndim != 2 or inputs.dtype not in (torch.int64, torch.int32):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.models.attention import Temperature
+from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
 from sinkformer_pl.models.pooling import ClassToken, pool
-from sinkformer_pl.normalizations.base import NormalizationFactory
+from sinkformer_pl.models.tokens import Tokens, describe_patches
+from sinkformer_pl.normalizations.contract import NormalizationFactory
 
 ImagePooling = Literal["cls", "mean"]
 
@@ -104,6 +105,11 @@ class VisionTransformer(Backbone):
             x, _ = self.class_token(x)
         x = self.encoder(self.dropout(x + self.positions))
         return pool(x, None, self.pooling)
+
+    def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Describe the patches, behind the class token."""
+        height, width = (size // side for size, side in zip(inputs.shape[2:], self.embed.kernel_size, strict=True))
+        return describe_patches(inputs, (height, width), leading=int(self.class_token is not None))
 
     def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
         if inputs.ndim != 4 or not inputs.is_floating_point():

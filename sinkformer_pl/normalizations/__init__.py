@@ -1,15 +1,13 @@
 """How attention scores become weights: the contract, the registry, and one file for each normalization."""
 
-from sinkformer_pl.normalizations.base import (
-    AttentionNormalization,
-    Guarantees,
-    NormalizationFactory,
-    ScoreNormalization,
-)
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory, ScoreNormalization
 from sinkformer_pl.normalizations.entmax import Entmax
 from sinkformer_pl.normalizations.entmax15 import Entmax15
 from sinkformer_pl.normalizations.gumbel_sinkhorn import GumbelSinkhorn
 from sinkformer_pl.normalizations.low_rank_sinkhorn import LowRankSinkhorn
+from sinkformer_pl.normalizations.old_spelling import Guarantees
+from sinkformer_pl.normalizations.per_head import PerHead
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import load_plugins, register, registered
 from sinkformer_pl.normalizations.relu import ReLU
 from sinkformer_pl.normalizations.scalable_softmax import ScalableSoftmax
@@ -31,6 +29,8 @@ __all__ = [
     "GumbelSinkhorn",
     "LowRankSinkhorn",
     "NormalizationFactory",
+    "PerHead",
+    "Promises",
     "ReLU",
     "ScalableSoftmax",
     "ScoreNormalization",

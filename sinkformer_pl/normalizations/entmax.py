@@ -2,10 +2,11 @@
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.per_head import PerHead
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.entmax import entmax
 from sinkformer_pl.ops.mask import AttentionMask
@@ -31,32 +32,25 @@ class Entmax(ScoreNormalization):
         Peters et al. 2019 (peters2019entmax); learned: Correia et al. 2019 (correia2019adaptively).
     """
 
-    guarantees = Guarantees(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
+    alpha = PerHead(
+        "alpha_logit",
+        to_raw=lambda alpha: math.log((alpha - 1) / (2 - alpha)),
+        from_raw=lambda logit, _: 1 + at_least_float32(logit).sigmoid(),
+    )
 
     def __init__(self, alpha: float = 1.5, learned: bool = False) -> None:
         super().__init__()
         allowed = "in (1, 2), since it is learned" if learned else "in (1, 2] (its limit at 1 is Softmax)"
         if not isinstance(alpha, int | float) or not 1 < alpha <= 2 or (learned and alpha == 2):
             raise ValueError(f"Entmax: alpha must be {allowed}, got {alpha!r}")
-        self.initial_alpha = float(alpha)
         self.learned = learned
-        self.register_parameter("alpha_logit", None)
-
-    def build(self, num_heads: int, head_dim: int) -> None:
-        """Create the parameter `alpha_logit` (H,) if alpha is learned."""
-        if self.learned:
-            logit = math.log((self.initial_alpha - 1) / (2 - self.initial_alpha))
-            self.alpha_logit = nn.Parameter(torch.full((num_heads,), logit))
-
-    @property
-    def alpha(self) -> float | Tensor:
-        """The number, or the tensor (H,) of what the heads have learned so far."""
-        return self.initial_alpha if self.alpha_logit is None else 1 + at_least_float32(self.alpha_logit).sigmoid()
+        self.alpha = float(alpha)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.entmax` of scores (B, H, Q, K)."""
         return entmax(scores, self.alpha, mask=mask)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"alpha={self.initial_alpha}, learned={self.learned}"

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.entmax import entmax15
 from sinkformer_pl.ops.mask import AttentionMask
@@ -19,7 +20,7 @@ class Entmax15(ScoreNormalization):
         Peters et al. 2019 (peters2019entmax).
     """
 
-    guarantees = Guarantees(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.entmax15` of scores (B, H, Q, K)."""

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl import ops
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32
@@ -37,7 +39,7 @@ class GumbelSinkhorn(ScoreNormalization):
         Mena et al. 2018 (mena2018gumbelsinkhorn).
     """
 
-    guarantees = Guarantees(row_sums="one", unit_columns=True, equivariant=True, stochastic=True)
+    promises = Promises(row_sums="one", unit_columns=True, equivariant=True, stochastic=True)
 
     def __init__(self, n_iters: int = 21, noise_temperature: float = 1.0) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class GumbelSinkhorn(ScoreNormalization):
         self.n_iters = n_iters
         self.noise_temperature = noise_temperature
         if n_iters == 1:
-            self.guarantees = replace(self.guarantees, unit_columns=False)
+            self.promises = replace(self.promises, unit_columns=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K), noisy in training mode."""
@@ -59,16 +61,10 @@ class GumbelSinkhorn(ScoreNormalization):
         return ops.sinkhorn(noisy / self.noise_temperature, self.n_iters, mask=mask)
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`, the noise being a bias."""
+        """Multiply weights and values, (B, H, Q, Dv), by `ops.sinkhorn_attention` with the noise as a bias."""
+        scale, bias, mask = self._prepare(q, k, mask, **options)
         if bias is not None:
             bias = at_least_float32(bias) / self.noise_temperature
         if self.training:
@@ -78,7 +74,7 @@ class GumbelSinkhorn(ScoreNormalization):
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, bias=bias, scale=scale)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"n_iters={self.n_iters}, noise_temperature={self.noise_temperature}"
 
 

@@ -1,9 +1,13 @@
 """LowRankSinkhorn: doubly stochastic attention through a few learned pivots."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees
+from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreOptions, refuse_bias
+from sinkformer_pl.normalizations.per_head import unbuilt
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.low_rank_sinkhorn import LowRankPlan, low_rank_sinkhorn
 from sinkformer_pl.ops.mask import AttentionMask
@@ -32,9 +36,10 @@ class LowRankSinkhorn(AttentionNormalization):
         Shahbazi et al. 2025 (shahbazi2025lotformer).
     """
 
-    guarantees = Guarantees(row_sums="one", unit_columns=True, equivariant=True, linear=True)
-    pivots: nn.Parameter
-    mass_logits: nn.Parameter
+    promises = Promises(row_sums="one", unit_columns=True, equivariant=True, linear=True)
+    takes_bias = False
+    pivots: nn.Parameter | None
+    mass_logits: nn.Parameter | None
 
     def __init__(self, rank: int = 16, n_iters: int = 5) -> None:
         super().__init__()
@@ -43,6 +48,8 @@ class LowRankSinkhorn(AttentionNormalization):
         require_odd_half_steps(n_iters, least=3, of=type(self).__name__)
         self.rank = rank
         self.n_iters = n_iters
+        self.register_parameter("pivots", None)
+        self.register_parameter("mass_logits", None)
 
     def build(self, num_heads: int, head_dim: int) -> None:
         """Draw the pivots (H, r, D), normal numbers; the logits of their masses (H, r) start at 0."""
@@ -50,40 +57,31 @@ class LowRankSinkhorn(AttentionNormalization):
         self.mass_logits = nn.Parameter(torch.zeros(num_heads, self.rank))
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, Q, Dv), without the weights."""
-        plan = self._plan(q, k, mask, scale, bias)
+        """Multiply weights and values, (B, H, Q, Dv), without the weights."""
+        plan = self._plan(q, k, mask, **options)
         if mask is not None:
             _, _, v = mask.without_padding(q, k, v)
         with no_autocast(q):
             return (plan.to_pivots @ (plan.to_keys @ at_least_float32(v))).to(v.dtype)
 
     def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None, *, scale: float | Tensor, bias: Tensor | None = None
+        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """The weights themselves, (B, H, Q, K)."""
-        plan = self._plan(q, k, mask, scale, bias)
+        """Compute the weights themselves, (B, H, Q, K)."""
+        plan = self._plan(q, k, mask, **options)
         with no_autocast(q):
             return (plan.to_pivots @ plan.to_keys).to(q.dtype)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"rank={self.rank}, n_iters={self.n_iters}"
 
-    def _plan(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None, scale: float | Tensor, bias: Tensor | None
-    ) -> LowRankPlan:
-        if bias is not None:
-            raise NotImplementedError(
-                "LowRankSinkhorn never forms the scores of queries and keys that a bias would be added to; use Sinkhorn"
-            )
+    def _plan(self, q: Tensor, k: Tensor, mask: AttentionMask | None, **options: Unpack[ScoreOptions]) -> LowRankPlan:
+        scale, bias, mask = self._prepare(q, k, mask, **options)
+        refuse_bias(self, bias, "it never forms the scores of queries and keys")
+        if self.pivots is None or self.mass_logits is None:
+            raise unbuilt(self, "pivots")
         masses = at_least_float32(self.mass_logits).softmax(-1)
         return low_rank_sinkhorn(q, k, self.pivots, masses, self.n_iters, scale=scale, mask=mask)

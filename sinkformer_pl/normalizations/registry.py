@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import TypeVar
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.normalizations.base import AttentionNormalization
+from sinkformer_pl.normalizations.contract import AttentionNormalization
 
 ENTRY_POINT_GROUP = "sinkformer_pl.plugins"
 """Installed packages name their modules under this entry-point group; they are imported before a command runs."""

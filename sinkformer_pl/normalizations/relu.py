@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.pointwise import relu
@@ -16,7 +17,7 @@ class ReLU(ScoreNormalization):
         Wortsman et al. 2023 (wortsman2023relu).
     """
 
-    guarantees = Guarantees(sparse=True, equivariant=True, pairs=True, causal=True)
+    promises = Promises(sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.pointwise.relu` of scores (B, H, Q, K)."""

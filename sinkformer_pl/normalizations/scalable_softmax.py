@@ -1,11 +1,13 @@
 """ScalableSoftmax: softmax that doesn't flatten as the number of keys grows."""
 
 import math
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.per_head import PerHead
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.softmax import scalable_softmax, scalable_softmax_attention
@@ -30,40 +32,26 @@ class ScalableSoftmax(ScoreNormalization):
         Nakanishi 2025 (nakanishi2025scalable).
     """
 
-    guarantees = Guarantees(row_sums="one", equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="one", equivariant=True, pairs=True, causal=True)
+    factor = PerHead("s")
 
-    def __init__(self, s: float = 0.43, learned: bool = True) -> None:
+    def __init__(self, s: float = 0.43, learned: bool = False) -> None:
         super().__init__()
         if isinstance(s, bool) or not isinstance(s, int | float) or not (math.isfinite(s) and s > 0):
             raise ValueError(f"ScalableSoftmax: s must be a finite number above 0, got {s!r}")
-        if not isinstance(learned, bool):
-            raise ValueError(f"ScalableSoftmax: learned must be True or False, got {learned!r}")
-        self.initial_s = float(s)
         self.learned = learned
-        self.s: float | Tensor = self.initial_s
-
-    def build(self, num_heads: int, head_dim: int) -> None:
-        """Make s a parameter (num_heads,), if it is learned."""
-        if self.learned:
-            self.s = nn.Parameter(torch.full((num_heads,), self.initial_s))
+        self.factor = float(s)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.softmax.scalable_softmax` of scores (B, H, Q, K)."""
-        return scalable_softmax(scores, self.s, mask=mask)
+        return scalable_softmax(scores, self.factor, mask=mask)
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.scalable_softmax_attention`."""
-        return scalable_softmax_attention(q, k, v, self.s, mask=mask, scale=scale, bias=bias)
+        """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.scalable_softmax_attention`."""
+        return scalable_softmax_attention(q, k, v, self.factor, mask=mask, **options)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
-        return f"s={self.initial_s:g}, learned={self.learned}"
+        """Show the arguments in `print(model)`."""
+        return f"s={self.initial_factor:g}, learned={self.learned}"

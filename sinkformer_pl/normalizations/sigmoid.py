@@ -4,7 +4,8 @@ import math
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.pointwise import sigmoid
@@ -25,7 +26,7 @@ class Sigmoid(ScoreNormalization):
         Ramapuram et al. 2024 (ramapuram2024sigmoid).
     """
 
-    guarantees = Guarantees(equivariant=True, pairs=True, causal=True)
+    promises = Promises(equivariant=True, pairs=True, causal=True)
 
     def __init__(self, bias: float | None = None) -> None:
         super().__init__()
@@ -40,5 +41,5 @@ class Sigmoid(ScoreNormalization):
         return sigmoid(scores, bias=self.bias, mask=mask)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"bias={'-log n' if self.bias is None else self.bias}"

@@ -1,11 +1,14 @@
 """SlicedTransport: attention by expected sliced transport plans."""
 
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees
+from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreOptions, refuse_bias
+from sinkformer_pl.normalizations.per_head import unbuilt
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.sliced_transport import require_temperatures, sliced_transport
@@ -36,7 +39,9 @@ class SlicedTransport(AttentionNormalization):
         Shahbazi et al. 2025 (shahbazi2025espformer).
     """
 
-    guarantees = Guarantees(unit_columns=True, equivariant=True, square=True)
+    promises = Promises(unit_columns=True, equivariant=True)
+    requires_square = True
+    takes_bias = False
     directions: nn.Parameter | None
 
     def __init__(
@@ -56,10 +61,9 @@ class SlicedTransport(AttentionNormalization):
         self.sort_temperature = sort_temperature
         self.slice_temperature = slice_temperature
         self.slices = slices
-        if slices is None:
-            self.directions = None
+        self.register_parameter("directions", None)
         if sort_temperature == 0:
-            self.guarantees = replace(self.guarantees, row_sums="one", sparse=True, linear=True)
+            self.promises = replace(self.promises, row_sums="one", sparse=True, linear=True)
 
     def build(self, num_heads: int, head_dim: int) -> None:
         """Draw the directions (H, slices, D), if they are learned."""
@@ -67,18 +71,13 @@ class SlicedTransport(AttentionNormalization):
             self.directions = nn.Parameter(torch.randn(num_heads, self.slices, head_dim))
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, n, Dv), by `sinkformer_pl.ops.sliced_transport`."""
-        if bias is not None:
-            raise NotImplementedError("SlicedTransport forms no scores that a bias could be added to; use Softmax")
+        """Multiply weights and values, (B, H, n, Dv), by `sinkformer_pl.ops.sliced_transport`."""
+        scale, bias, mask = self._prepare(q, k, mask, **options)
+        refuse_bias(self, bias, "it forms no scores")
+        if self.slices is not None and self.directions is None:
+            raise unbuilt(self, "directions")
         return sliced_transport(
             q,
             k,
@@ -91,14 +90,14 @@ class SlicedTransport(AttentionNormalization):
         )
 
     def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None, *, scale: float | Tensor, bias: Tensor | None = None
+        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """The weights themselves, (B, H, n, n)."""
+        """Compute the weights themselves, (B, H, n, n)."""
         identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-1], -1)
-        return self.attend(q, k, identity, mask, scale=scale, bias=bias)
+        return self.attend(q, k, identity, mask, **options)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return (
             f"sort_temperature={self.sort_temperature}, slice_temperature={self.slice_temperature}, "
             f"slices={self.slices}"

@@ -1,8 +1,11 @@
 """Softmax, through PyTorch's fused attention."""
 
+from typing import Unpack
+
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.softmax import softmax, softmax_attention
@@ -16,21 +19,14 @@ class Softmax(ScoreNormalization):
         Vaswani et al. 2017 (vaswani2017attention).
     """
 
-    guarantees = Guarantees(row_sums="one", equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="one", equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """Row softmax of scores (B, H, Q, K) over the keys that the mask permits."""
         return softmax(scores, mask=mask)
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
-        return softmax_attention(q, k, v, mask=mask, scale=scale, bias=bias)
+        """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
+        return softmax_attention(q, k, v, mask=mask, **options)

@@ -1,8 +1,11 @@
 """Softmax1: softmax that may attend to nothing."""
 
+from typing import Unpack
+
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.softmax import softmax, softmax_attention
@@ -19,21 +22,14 @@ class Softmax1(ScoreNormalization):
         Miller 2023 (miller2023attention), who calls it softmax1 and the attention "quiet".
     """
 
-    guarantees = Guarantees(row_sums="at most one", equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="at most one", equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.softmax.softmax` of scores (B, H, Q, K), with a sink."""
         return softmax(scores, mask=mask, sink=True)
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
-        return softmax_attention(q, k, v, mask=mask, scale=scale, bias=bias, sink=True)
+        """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
+        return softmax_attention(q, k, v, mask=mask, sink=True, **options)

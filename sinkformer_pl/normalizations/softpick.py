@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.softmax import softpick
@@ -19,7 +20,7 @@ class Softpick(ScoreNormalization):
         Zuhri et al. 2025 (zuhri2025softpick).
     """
 
-    guarantees = Guarantees(row_sums="at most one", sparse=True, equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="at most one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.softmax.softpick` of scores (B, H, Q, K)."""

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.entmax import sparsemax
 from sinkformer_pl.ops.mask import AttentionMask
@@ -18,7 +19,7 @@ class Sparsemax(ScoreNormalization):
         Martins and Astudillo 2016 (martins2016sparsemax).
     """
 
-    guarantees = Guarantees(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
+    promises = Promises(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.sparsemax` of scores (B, H, Q, K)."""

@@ -1,10 +1,12 @@
 """SymmetricSinkhorn: doubly stochastic attention of a set to itself, with queries that are the keys."""
 
 from dataclasses import replace
+from typing import Unpack
 
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions, refuse_bias
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.sinkhorn import require_half_steps
@@ -31,53 +33,45 @@ class SymmetricSinkhorn(ScoreNormalization):
         al. 2019 (feydy2019interpolating) for the steps.
     """
 
-    guarantees = Guarantees(row_sums="one", unit_columns=True, equivariant=True, square=True, tied=True)
+    promises = Promises(row_sums="one", unit_columns=True, equivariant=True)
+    requires_square = True
+    requires_tied = True
+    takes_bias = False
 
     def __init__(self, n_iters: int = 3) -> None:
         super().__init__()
         require_half_steps(n_iters)
         self.n_iters = n_iters
         if n_iters == 1:
-            self.guarantees = replace(self.guarantees, unit_columns=False)
+            self.promises = replace(self.promises, unit_columns=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.symmetric_sinkhorn` of scores (B, H, N, N), which must equal their transpose."""
         return symmetric_sinkhorn(scores, self.n_iters, mask=mask)
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask | None,
-        *,
-        scale: float | Tensor,
-        bias: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """Weights times values, (B, H, N, Dv)."""
-        _require_symmetric(q, k, bias)
-        return super().attend(q, k, v, mask, scale=scale)
+        """Multiply weights and values, (B, H, N, Dv)."""
+        self._require_symmetric(q, k, options.get("bias"))
+        return super().attend(q, k, v, mask, **options)
 
     def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None, *, scale: float | Tensor, bias: Tensor | None = None
+        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
-        """The weights themselves, (B, H, N, N)."""
-        _require_symmetric(q, k, bias)
-        return super().weights(q, k, mask, scale=scale)
+        """Compute the weights themselves, (B, H, N, N)."""
+        self._require_symmetric(q, k, options.get("bias"))
+        return super().weights(q, k, mask, **options)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"n_iters={self.n_iters}"
 
-
-def _require_symmetric(q: Tensor, k: Tensor, bias: Tensor | None) -> None:
-    # Symmetry of the data itself can't be looked at: that would wait for the device.
-    if q is not k:
-        raise ValueError(
-            "SymmetricSinkhorn needs symmetric scores, so queries and keys from one projection: give the same tensor "
-            "as q and k, or use Sinkhorn"
-        )
-    if bias is not None:
-        raise NotImplementedError(
-            "SymmetricSinkhorn takes no bias, which would have to be symmetric and can't be checked; use Sinkhorn"
-        )
+    def _require_symmetric(self, q: Tensor, k: Tensor, bias: Tensor | None) -> None:
+        # Symmetry of the data itself can't be looked at: that would wait for the device.
+        if q is not k:
+            raise ValueError(
+                "SymmetricSinkhorn needs symmetric scores, so queries and keys from one projection: give the same "
+                "tensor as q and k, or use Sinkhorn"
+            )
+        refuse_bias(self, bias, "it would have to be symmetric, which can't be checked")

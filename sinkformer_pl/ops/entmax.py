@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinkformer_pl.ops.forbidden import is_forbidden
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
@@ -22,11 +23,13 @@ def sparsemax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
-        mask: real queries and keys, permitted pairs; entries of any finite value outside of it change nothing.
+        mask: real queries and keys, permitted pairs; entries of any finite value outside of it change nothing. Scores
+            of -inf, or at or below -1e9, forbid their pair.
 
     Returns:
         Weights (..., Q, K) in the dtype of the scores: rows sum to 1, keys 1 or more below the best one get exactly
-        0. Masked entries are exactly 0, and a query without a key has a row of zeros (and zero gradients).
+        0. Masked entries are exactly 0, and a query without a key has a row of zeros (and zero gradients). A row with
+        NaN or inf has NaN.
 
     Raises:
         TypeError: scores of no float dtype.
@@ -100,7 +103,7 @@ def _weights(scores: Tensor, alpha: float | Tensor, mask: AttentionMask | None, 
     mask = mask or AttentionMask()
     with no_autocast(scores):
         x = at_least_float32(scores)
-        allowed = mask.allowed(x)
+        allowed = mask.allowed(x) & ~is_forbidden(x)
         if not scores.shape[-1]:
             return scores.where(allowed, 0.0)
         if not isinstance(alpha, Tensor):
@@ -141,7 +144,7 @@ class _Entmax(torch.autograd.Function):
 def _by_sorting_2(x: Tensor, alpha: Tensor, num_keys: Tensor) -> Tensor:
     ordered, counts = _descending(x)
     excess = ordered.cumsum(-1) - 1
-    size = (counts * ordered > excess).sum(-1, keepdim=True)
+    size = _of_support(counts * ordered > excess)
     return (x - excess.gather(-1, size - 1) / size).relu()
 
 
@@ -151,12 +154,17 @@ def _by_sorting_15(x: Tensor, alpha: Tensor, num_keys: Tensor) -> Tensor:
     mean = ordered.cumsum(-1) / counts
     variance = ordered.square().cumsum(-1) / counts - mean.square()
     thresholds = mean - (1 / counts - variance).clamp(min=0).sqrt()
-    size = (thresholds <= ordered).sum(-1, keepdim=True)
+    size = _of_support(thresholds <= ordered)
     threshold = thresholds.gather(-1, size - 1)
     # The variance is a difference that loses digits; a step of Newton's method gets them back.
     root = (x - threshold).relu()
     error = root.square().sum(-1, keepdim=True) - 1
     return (x - threshold - error / (2 * root.sum(-1, keepdim=True))).relu().square()
+
+
+def _of_support(inside: Tensor) -> Tensor:
+    """Count the keys with weight; at least 1, for a row with NaN or inf to give NaN instead of an index below 0."""
+    return inside.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _descending(x: Tensor) -> tuple[Tensor, Tensor]:

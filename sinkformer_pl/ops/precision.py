@@ -1,5 +1,6 @@
 """At least single precision inside, whatever the autocast state; the caller's dtype outside."""
 
+import math
 from contextlib import AbstractContextManager
 
 import torch
@@ -27,3 +28,8 @@ def per_head(parameter: float | Tensor) -> float | Tensor:
     if isinstance(parameter, Tensor) and parameter.ndim > 0:
         return parameter[..., None, None]
     return parameter
+
+
+def score_scale(q: Tensor, scale: float | Tensor | None) -> float | Tensor:
+    """Return the scale of the scores q·k as it is given; None is 1 / sqrt(D) for q (..., Q, D)."""
+    return 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else scale

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sinkformer_pl.ops.forbidden import forbid
 from sinkformer_pl.ops.marginals import Marginals, given_marginals, only, uniform_marginals
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
@@ -47,7 +48,9 @@ def sinkhorn(
             sample; a 2-D input is one sample.
         n_iters: number of half-steps, at least 1.
         mask: real queries and keys. Padding leaves the marginals too: the real block of a padded batch is what the
-            unpadded scores give, and changes with no finite value of the padding. `pairs` is refused.
+            unpadded scores give, and changes with no finite value of the padding. `pairs` is refused. Scores of -inf,
+            or at or below -1e9, forbid their pair (`forbid`): a key that no real query may meet in any head leaves the
+            marginals, too; elsewhere the weight is 0, and `marginal_error` shows what can't be reached.
         lam: damping of the column step, in [0, 1], a number or a tensor (H,) of one value a head; 1 is Sinkhorn,
             0 is softmax, between them the column marginal is relaxed with strength rho = lam / (1 - lam).
         row_marginal: (..., Q) sums of the rows, at least 0, 0 at padding; differentiable. Default: 1 at each real
@@ -73,7 +76,7 @@ def sinkhorn(
     require_lam(lam)
     if scores.ndim < 2:
         raise ValueError(f"scores need at least the two axes (Q, K), got shape {tuple(scores.shape)}")
-    mask = mask or AttentionMask()
+    scores, mask = _forbid(scores, mask)
     with no_autocast(scores):
         marginals = uniform_marginals(scores, mask)
         if row_marginal is not None and column_marginal is not None:
@@ -122,7 +125,7 @@ def half_steps(
     """Run the half-steps in the log domain, in the dtype of the scores, which is at least float32.
 
     Args:
-        scores: (..., Q, K).
+        scores: (..., Q, K); under marginals with places, -inf forbids a pair.
         marginals: of the plan.
         lam: damping of the column step, a number or broadcastable to (..., 1, 1).
         n_iters: number of half-steps.
@@ -130,11 +133,15 @@ def half_steps(
     """
     log_row, log_column, rows, columns = marginals
     logits = row_logits = column_logits = scores
+    allowed: Tensor | None = None
     if rows is not None and columns is not None:
-        logits = logits.where(rows & columns, 0.0)
+        allowed = rows & columns & ~scores.isneginf()
+        # Under forbidden pairs some have no entry left in their head.
+        rows, columns = allowed.any(-1, keepdim=True), allowed.any(-2, keepdim=True)
+        logits = logits.where(allowed, 0.0)
         # A row or column without mass keeps finite logits, for the sake of its gradient; its result is unused.
-        row_logits = logits.masked_fill(rows & ~columns, float("-inf"))
-        column_logits = logits.masked_fill(columns & ~rows, float("-inf"))
+        row_logits = logits.masked_fill(rows & ~allowed, float("-inf"))
+        column_logits = logits.masked_fill(columns & ~allowed, float("-inf"))
     f, g = torch.zeros_like(log_row), torch.zeros_like(log_column)
     for step in range(n_iters):
         if step % 2 == 0:
@@ -144,9 +151,15 @@ def half_steps(
             g = g.detach() if detach_columns else g
     # The last row step and the exponential in one make rows exact to the last bit.
     weights = (row_logits + g).softmax(-1) * log_row.exp() if n_iters % 2 else (logits + f + g).exp()
-    if rows is not None and columns is not None:
-        weights = weights.where(rows & columns, 0.0)
+    if allowed is not None:
+        weights = weights.where(allowed, 0.0)
     return Plan(weights, f, g)
+
+
+def _forbid(scores: Tensor, mask: AttentionMask | None) -> tuple[Tensor, AttentionMask]:
+    cleaned, mask = forbid(scores, mask, scores)
+    assert cleaned is not None
+    return cleaned, mask
 
 
 def require_half_steps(n_iters: int) -> None:

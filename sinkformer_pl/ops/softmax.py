@@ -1,8 +1,10 @@
 """Row softmax under a mask, attention with it through PyTorch's fused operator, and its relatives."""
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor
 
+from sinkformer_pl.ops.forbidden import forbid_pairs, is_forbidden
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
@@ -15,7 +17,8 @@ def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = F
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
-        mask: real queries and keys, permitted pairs; entries of any finite value outside of it change nothing.
+        mask: real queries and keys, permitted pairs; entries of any finite value outside of it change nothing. Scores
+            of -inf, or at or below -1e9, forbid their pair.
         sink: let every query also meet one more key of score 0 and leave its weight out, so that the weights are
             exp(x) / (1 + sum exp(x)): the "softmax1" of Miller 2023 (miller2023attention).
 
@@ -25,7 +28,7 @@ def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = F
     """
     mask = mask or AttentionMask()
     with no_autocast(scores):
-        allowed = mask.allowed(scores)
+        allowed = mask.allowed(scores) & ~is_forbidden(scores)
         # A row without a single key is left unmasked and zeroed afterwards: -inf throughout would give NaN.
         reachable = allowed if sink else allowed | ~allowed.any(-1, keepdim=True)
         logits = at_least_float32(scores).masked_fill(~reachable, float("-inf"))
@@ -39,7 +42,7 @@ def softmax_attention(
     v: Tensor,
     *,
     mask: AttentionMask | None = None,
-    scale: float | Tensor,
+    scale: float | Tensor | None = None,
     bias: Tensor | None = None,
     sink: bool = False,
 ) -> Tensor:
@@ -50,14 +53,15 @@ def softmax_attention(
         k: (B, H, K, D), likewise.
         v: (B, H, K, Dv), likewise.
         mask: real queries and keys, permitted pairs; what is outside of it changes nothing while it is finite.
-        scale: of the scores q·k, a number or a tensor (H,).
-        bias: added to the scaled scores, broadcastable to (B, H, Q, K).
+        scale: of the scores q·k, a number or a tensor (H,); None is 1 / sqrt(D).
+        bias: added to the scaled scores, broadcastable to (B, H, Q, K); may forbid pairs, as in `forbid`.
         sink: as in `softmax`: one more key and value of zeros.
 
     Returns:
         (B, H, Q, Dv) in the dtype of q; 0 for a query without a key.
     """
-    dtype, mask = q.dtype, mask or AttentionMask()
+    dtype, like_scores = q.dtype, q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
+    bias, mask = forbid_pairs(bias, mask, like_scores)
     with no_autocast(q):
         if isinstance(scale, Tensor) or (bias is not None and bias.dtype != dtype):
             # The operator takes a number for scale and a bias of the dtype of q: half precision would round both.
@@ -65,9 +69,8 @@ def softmax_attention(
         q, k, v = mask.without_padding(q, k, v)
         if isinstance(scale, Tensor):
             q, scale = q * per_head(scale.to(q.dtype)), 1.0
-        like_scores = q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
         if bias is not None:
-            bias = bias.to(q.dtype).expand_as(like_scores)
+            bias = bias.to(q.dtype).expand(*bias.shape[:-1], k.shape[-2])
         # Padded queries are zeroed afterwards instead of masked: a mask of the keys alone is Q times smaller.
         answered, reachable = mask.query_column(like_scores), mask.keys_met(like_scores)
         if reachable is not None and not sink:
@@ -78,7 +81,7 @@ def softmax_attention(
             bias = None if bias is None else F.pad(bias, (0, 1))
             reachable = None if reachable is None else F.pad(reachable, (0, 1), value=True)
         if bias is not None and reachable is not None:
-            bias = bias.masked_fill(~reachable, float("-inf"))
+            bias = bias.where(reachable, -torch.inf)
         output = F.scaled_dot_product_attention(q, k, v, reachable if bias is None else bias, scale=scale)
         if mask.query is not None or reachable is not None:
             output = output.where(answered, 0.0)
@@ -111,7 +114,7 @@ def scalable_softmax_attention(
     s: float | Tensor,
     *,
     mask: AttentionMask | None = None,
-    scale: float | Tensor,
+    scale: float | Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Weights of `scalable_softmax` times values: `softmax_attention` of queries, and bias, times s · log n.
@@ -122,15 +125,17 @@ def scalable_softmax_attention(
         v: (B, H, K, Dv), likewise.
         s: a number, or a tensor (H,) of one a head.
         mask: as in `scalable_softmax`.
-        scale: of q·k, a number or a tensor (H,).
-        bias: added to the scaled scores before they are multiplied by s · log n; broadcastable to (B, H, Q, K).
+        scale: of q·k, a number or a tensor (H,); None is 1 / sqrt(D).
+        bias: added to the scaled scores before they are multiplied by s · log n; broadcastable to (B, H, Q, K); may
+            forbid pairs, as in `forbid`.
 
     Returns:
         (B, H, Q, Dv) in the dtype of q; 0 for a query without a key.
     """
-    dtype, mask = q.dtype, mask or AttentionMask()
+    dtype, like_scores = q.dtype, q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
+    bias, mask = forbid_pairs(bias, mask, like_scores)
     q, k, v = (at_least_float32(tensor) for tensor in (q, k, v))
-    sharpness = _sharpness(q.new_empty(()).expand(*q.shape[:-1], k.shape[-2]), s, mask)
+    sharpness = _sharpness(like_scores, s, mask)
     bias = None if bias is None else bias * sharpness
     return softmax_attention(q * sharpness, k, v, mask=mask, scale=scale, bias=bias).to(dtype)
 

@@ -22,7 +22,7 @@ from sinkformer_pl.batch import UNCOUNTED, Batch
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
-from sinkformer_pl.normalizations.base import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.tasks.metrics import Confusion, ExactMean, accuracies, accuracy, mean_accuracy
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory

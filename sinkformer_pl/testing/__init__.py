@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import torch
 
-from sinkformer_pl.normalizations.base import NormalizationFactory
-from sinkformer_pl.testing import engineering, guarantees, interface, masking, numbers
+from sinkformer_pl.normalizations.contract import NormalizationFactory
+from sinkformer_pl.testing import engineering, interface, masking, numbers, promises
 from sinkformer_pl.testing.subject import Subject
 
 __all__ = ["check_normalization"]
 
 _CHECKS = (  # in this order, so that what is reported is the cause: interface.instances sets what all others use
-    *(interface.instances, interface.shapes, guarantees.refusals),
+    *(interface.instances, interface.shapes, promises.refusals),
     *(masking.masks, interface.attend, masking.padding, masking.batch, masking.all_real),
     *(interface.scale, interface.bias),
-    *(guarantees.row_sums, guarantees.unit_columns, guarantees.sparse),
-    *(guarantees.equivariant, guarantees.causal, guarantees.linear),
+    *(promises.row_sums, promises.unit_columns, promises.sparse),
+    *(promises.equivariant, promises.causal, promises.linear),
     *(engineering.repeatable, numbers.precision, numbers.autocast, numbers.extremes),
     *(engineering.state, engineering.parameters, numbers.gradients),
 )
@@ -31,7 +31,7 @@ def check_normalization(
     seed: int = 0,
     compiled: bool = True,
 ) -> None:
-    """Hold a normalization to the contract and to the guarantees that its class declares.
+    """Hold a normalization to the contract and to the promises that its class makes.
 
     `check_normalization(MyNormalization)` is a complete test: small inputs, on the CPU, in a few seconds. It stops at
     the first rule that is broken.

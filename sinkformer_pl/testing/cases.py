@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import AttentionNormalization
+from sinkformer_pl.normalizations.contract import AttentionNormalization
 from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
 
 _ALL = slice(None)

@@ -5,7 +5,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from sinkformer_pl.normalizations.base import AttentionNormalization
+from sinkformer_pl.normalizations.contract import AttentionNormalization
 from sinkformer_pl.testing.cases import Case, draw
 from sinkformer_pl.testing.comparing import all_close, finite, require, zero
 from sinkformer_pl.testing.subject import Subject, trained
@@ -14,7 +14,7 @@ from sinkformer_pl.testing.subject import Subject, trained
 def repeatable(s: Subject) -> None:
     """Two calls give the same, in training mode too; a stochastic one there after the same seed."""
     for case, training in product(s.cases(), (False, True)):
-        module, seeded = s.make().train(training), training and s.guarantees.stochastic
+        module, seeded = s.make().train(training), training and s.promises.stochastic
         results = []
         with torch.random.fork_rng(devices=()):
             for seed in (0, 0 if seeded else 1):

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees, ScoreNormalization
+from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreNormalization
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.testing.comparing import all_close, close, require
 from sinkformer_pl.testing.subject import Subject
 
@@ -15,9 +16,9 @@ def instances(s: Subject) -> None:
     s.name = type(first).__name__
     require(isinstance(first, AttentionNormalization), f"{s.name} is no subclass of it; start from ScoreNormalization")
     require(first is not second, "two calls gave one object")
-    require(isinstance(first.guarantees, Guarantees), "the attribute `guarantees` must be a Guarantees(...)")
-    s.guarantees = first.guarantees
-    require(s.guarantees.square or not s.guarantees.tied, "tied queries and keys are as many: declare square too")
+    require(isinstance(first.promises, Promises), "the attribute `promises` must be a Promises(...)")
+    s.promises, s.requires_square, s.requires_tied = first.promises, first.requires_square, first.requires_tied
+    require(s.requires_square or not s.requires_tied, "tied queries and keys are as many: requires_square too")
 
 
 def shapes(s: Subject) -> None:
@@ -56,7 +57,8 @@ def scale(s: Subject) -> None:
 
 
 def bias(s: Subject) -> None:
-    """A bias is added to scale * q @ k.mT, in attend and in weights; or both refuse it."""
+    """A bias is added to scale * q @ k.mT, in attend and in weights; or takes_bias is False and both refuse it."""
+    require(s.make().takes_bias or not s.takes_bias, "takes_bias is False, but a bias was taken")
     if not s.takes_bias:
         return
     for case in s.cases():

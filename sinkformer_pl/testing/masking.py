@@ -27,7 +27,7 @@ def masks(s: Subject) -> None:
 
 def padding(s: Subject) -> None:
     """A padded batch gives what it gives unpadded, gradients too, whatever finite numbers the padding holds."""
-    amounts = ((1, 1), (7, 7), (64, 64)) if s.guarantees.square else ((1, 7), (7, 1), (0, 64), (64, 0))
+    amounts = ((1, 1), (7, 7), (64, 64)) if s.requires_square else ((1, 7), (7, 1), (0, 64), (64, 0))
     for dtype in EXACT:
         module, case = s.make(dtype), s.case(dtype=dtype)
         plain = s.run(module, case)

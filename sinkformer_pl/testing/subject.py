@@ -7,14 +7,15 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.normalizations.base import AttentionNormalization, Guarantees, NormalizationFactory
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.testing.cases import Case, draw, draw_case
 from sinkformer_pl.testing.comparing import require
 
 
 @dataclass
 class Subject:
-    """The normalization under test; `name` and `guarantees` are set by the first check."""
+    """The normalization under test; its name, promises and requirements are set by the first check."""
 
     factory: NormalizationFactory
     converged: NormalizationFactory
@@ -23,7 +24,9 @@ class Subject:
     head_dim: int
     seed: int
     name: str = "the factory"
-    guarantees: Guarantees = field(default_factory=Guarantees)
+    promises: Promises = field(default_factory=Promises)
+    requires_square: bool = False
+    requires_tied: bool = False
     seen: Case | None = None  # the latest input, for the message
 
     def make(self, dtype=torch.float64, *, factory: NormalizationFactory | None = None, seed=0):
@@ -64,16 +67,16 @@ class Subject:
 
     def cases(self, dtype=torch.float64, **sizes) -> Iterator[Case]:
         """One input with every kind of mask that is to be honoured."""
-        g = self.guarantees
+        g = self.promises
         kinds = ["none", "padding", "empty sample", *["pairs"] * g.pairs, *["causal"] * g.causal]
         return (self.case(kind, dtype, **sizes) for kind in kinds)
 
     def case(self, kind="none", dtype=torch.float64, *, batch=2, queries=5, keys=7, std=1.0, bias: bool | None = None):
         """An input, with a bias if it is taken; as many queries as keys, or the same, where that is needed."""
-        square, bias = self.guarantees.square, self.takes_bias if bias is None else bias
+        square, bias = self.requires_square, self.takes_bias if bias is None else bias
         sizes = (batch, self.num_heads, queries, queries if square or kind == "causal" else keys)
         drawn = {"sizes": sizes, "head_dim": self.head_dim, "std": std, "seed": self.seed}
-        self.seen = draw_case(kind, dtype, **drawn, bias=bias, square=square, tied=self.guarantees.tied)
+        self.seen = draw_case(kind, dtype, **drawn, bias=bias, square=square, tied=self.requires_tied)
         return self.seen
 
 

@@ -81,15 +81,19 @@ def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | P
     """Check that the weights of a checkpoint fit a model, before anything is loaded.
 
     Args:
-        checkpoint: what `read_checkpoint` gives.
-        model: the model; its `hparams`, if it has them, help to say what differs.
+        checkpoint: what `read_checkpoint` gives. Keys of earlier versions are renamed, in place.
+        model: the model; its `hparams`, if it has them, help to say what differs. Modules whose keys had other names
+            have a method `rename_old_keys(state_dict, prefix)`.
         path: for the message.
 
     Raises:
         UserError: names the arguments of backbone and normalization that differ, and the parameters that are missing,
             unknown or of another shape.
     """
-    saved: Mapping[str, Tensor] = checkpoint["state_dict"]
+    saved: dict[str, Tensor] = checkpoint["state_dict"]
+    for name, module in model.named_modules():
+        if callable(rename := getattr(module, "rename_old_keys", None)):
+            rename(saved, f"{name}.")
     wanted = model.state_dict()
     parameters = [
         *(f"{key} is not in the checkpoint" for key in wanted.keys() - saved.keys()),

@@ -86,7 +86,7 @@ def test_numbers_are_those_of_the_real_block_of_each_sample(tmp_path):
                 layer.register_forward_pre_hook(lambda _, args, name=name, inputs=inputs: inputs.update({name: args}))
         with torch.no_grad():
             model(data.datasets["val"][index].inputs[None])
-            for name, (queries, keys, _) in inputs.items():
+            for name, (queries, keys, *_) in inputs.items():
                 layer = model.get_submodule(name)
                 q, k = (
                     p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p, x in ((layer.query, queries), (layer.key, keys))

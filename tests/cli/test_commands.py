@@ -22,13 +22,13 @@ from tests import commands
 from tests.trials.kill_and_resume import differences
 
 PLUGIN = """
-from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, register
+from sinkformer_pl.normalizations import Promises, ScoreNormalization, register
 from sinkformer_pl import ops
 
 
 @register
 class Tempered(ScoreNormalization):
-    guarantees = Guarantees(row_sums="one", equivariant=True)
+    promises = Promises(row_sums="one", equivariant=True)
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ def test_own_normalization_by_name_and_by_path_reloads_in_a_new_process(tiny, tm
     reload = (
         "import torch; from sinkformer_pl.tasks import Classifier; "
         "model = Classifier.load_from_checkpoint('runs/tiny/version_0/checkpoints/last.ckpt'); "
-        "print(model.backbone.blocks[0].gather.attention.normalization.temperature)"
+        "print(model.backbone.blocks[0].gather.attention.core.normalization.temperature)"
     )
     assert command("-c", reload).strip() == "2.0"
 

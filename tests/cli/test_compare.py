@@ -32,7 +32,7 @@ class Witness(pl.Callback):
 
     def on_fit_end(self, trainer, pl_module):
         with open(trainer.default_root_dir + "/" + str(os.getpid()) + ".json", "w") as file:
-            name = type(pl_module.backbone.blocks[0].gather.attention.normalization).__name__
+            name = type(pl_module.backbone.blocks[0].gather.attention.core.normalization).__name__
             json.dump({"name": name, "seen": self.seen, "weights": self.weights}, file)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sinkformer_pl.normalizations import registered
 
-SQUARE = [name for name, cls in registered().items() if cls.guarantees.square]
+SQUARE = [name for name, cls in registered().items() if cls.requires_square]
 
 
 @pytest.mark.parametrize("name", list(registered()))

@@ -40,7 +40,7 @@ def page_of(model, inputs, mask, path, spell=None, **more):
     layers = attention_of(model, inputs, mask)
     tokens = tokens_of(model, inputs, mask, spell)
     samples = [Sample(f"sample {i} </script>", "cat", "dog", 0.5, of) for i, of in enumerate(tokens)]
-    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(model, layers), **more), path)
+    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(layers), **more), path)
     return layers
 
 

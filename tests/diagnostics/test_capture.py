@@ -22,7 +22,9 @@ def test_weights_times_values_are_what_the_layer_gives():
     seen = {}
     for name, module in model.named_modules():
         if isinstance(module, MultiHeadAttention):
-            module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args, out)}))
+            module.register_forward_hook(
+                lambda layer, args, out, name=name: seen.update({name: ((layer, args[1]), out)})
+            )
     found = attention_of(model, inputs, mask)
     assert [layer.name for layer in found] == [
         "blocks.0.gather.attention",
@@ -30,8 +32,8 @@ def test_weights_times_values_are_what_the_layer_gives():
         "pool.block.attention",
     ]
     assert [tuple(layer.weights.shape) for layer in found] == [(2, 2, 4, 9), (2, 2, 9, 4), (2, 2, 1, 9)]
-    for name, layer, weights, _ in found:
-        (_, keys, _), out = seen[name]
+    for name, _, weights, _ in found:
+        (layer, keys), out = seen[name]
         attended = weights @ layer.value(keys).unflatten(-1, (2, -1)).transpose(1, 2)
         torch.testing.assert_close(layer.out(attended.transpose(1, 2).flatten(2)), out)
     assert found[0].of_sample(1).shape == (2, 4, 6)
@@ -90,14 +92,14 @@ def test_a_compiled_network_is_not_compiled_anew():
     ("normalization", "expected"),
     [
         (Softmax, {}),
-        (partial(ScalableSoftmax, s=0.5), {"s": 0.5}),
+        (partial(ScalableSoftmax, s=0.5, learned=True), {"s": 0.5}),
         (partial(Entmax, alpha=1.25, learned=True), {"alpha": 1.25}),
         (partial(Entmax, alpha=1.25), {}),
         (partial(SemiUnbalancedSinkhorn, rho=3.0, learned=True), {"lam": 0.75}),
     ],
 )
 def test_learned_parameters(normalization, expected):
-    found = learned_parameters(MultiHeadAttention(8, 2, normalization))
+    found = learned_parameters(MultiHeadAttention(8, 2, normalization).core)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], torch.full((2,), value))
     assert bool(found) == bool(expected)
@@ -106,5 +108,5 @@ def test_learned_parameters(normalization, expected):
 def test_a_learned_temperature():
     layer = MultiHeadAttention(8, 2, Softmax, temperature="learned")
     with torch.no_grad():
-        layer.log_temperature[1] = 1.0
-    torch.testing.assert_close(learned_parameters(layer)["temperature"], torch.tensor([0.0, 1.0]).exp())
+        layer.core.log_temperature[1] = 1.0
+    torch.testing.assert_close(learned_parameters(layer.core)["temperature"], torch.tensor([0.0, 1.0]).exp())

@@ -23,7 +23,7 @@ def drawn(model, inputs, mask=None, spell=None):
     layers = attention_of(model, inputs, mask)
     tokens = tokens_of(model, inputs, mask, spell)
     classes = [f"kind {number}" for number in range(len(inputs))]
-    figure = pictures.draw_inputs(layers, sides(model, layers), tokens, classes, "after epoch 3")
+    figure = pictures.draw_inputs(layers, sides(layers), tokens, classes, "after epoch 3")
     figure.canvas.draw()
     return figure, [pictures.received(layers[-1].of_sample(number)) for number in range(len(inputs))]
 

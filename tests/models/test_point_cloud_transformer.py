@@ -90,7 +90,7 @@ def by_hand(model, cloud):
     for layer in model.project:
         x = lbr(layer, x)
     for block in model.blocks:
-        attention, heads = block.attention, block.attention.num_heads
+        attention, heads = block.attention, block.attention.core.num_heads
         q, v = attention.query(x).chunk(heads, -1), attention.value(x).chunk(heads, -1)
         attended = [(one @ one.T / one.shape[1] ** 0.5).softmax(-1) @ value for one, value in zip(q, v, strict=True)]
         x = x + lbr(block.layer, x - torch.cat(attended, -1))
@@ -204,7 +204,7 @@ def test_queries_are_trained(normalization):
     model(points()).sin().sum().backward()
     for block in model.blocks:
         assert block.attention.query.weight.grad.abs().amax() > 1e-8
-        assert block.attention.log_temperature.grad.abs().amax() > 1e-8
+        assert block.attention.core.log_temperature.grad.abs().amax() > 1e-8
 
 
 def test_both_arms_of_a_comparison_start_from_the_same_weights():
@@ -221,7 +221,7 @@ def test_half_precision_under_autocast(name):
     for given in ((inputs, None), (filled.float(), mask)):
         with torch.autocast("cpu", torch.bfloat16):
             features = model(*given)
-        assert (features - model(*given)).abs().mean() < 0.02
+        assert (features - model(*given)).abs().mean() < 0.04
         with torch.autocast("cpu", torch.bfloat16):
             loss = model.train()(*given).square().mean()
         loss.backward()

@@ -10,7 +10,7 @@ from sinkformer_pl import ops
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import ISAB, PMA, SAB, AttentionBlock, MultiHeadAttention, SetTransformer
 from sinkformer_pl.models.blocks import BlockOptions
-from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, Sinkhorn, Softmax
+from sinkformer_pl.normalizations import Promises, ScoreNormalization, Sinkhorn, Softmax
 
 BLOCK = BlockOptions(mlp_dim=16, dropout=0.0, layer_norm="pre")
 NORMALIZATIONS = {"Softmax": Softmax, "Sinkhorn": partial(Sinkhorn, n_iters=5)}
@@ -103,7 +103,9 @@ def test_both_arms_differ_in_what_they_compute_and_not_in_their_pooling():
     assert (build("Softmax")(inputs) - build("Sinkhorn")(inputs)).abs().amax() > 1e-4
     model = build("Sinkhorn")
     kinds = {
-        name: type(m.normalization).__name__ for name, m in model.named_modules() if isinstance(m, MultiHeadAttention)
+        name: type(m.core.normalization).__name__
+        for name, m in model.named_modules()
+        if isinstance(m, MultiHeadAttention)
     }
     assert kinds.pop("pool.block.attention") == "Softmax"
     assert set(kinds.values()) == {"Sinkhorn"}
@@ -162,7 +164,8 @@ def test_several_seeds_under_sinkhorn_dont_warn():
 
 
 class Square(ScoreNormalization):
-    guarantees = Guarantees(row_sums="one", square=True)
+    promises = Promises(row_sums="one")
+    requires_square = True
 
     def forward(self, scores, mask):
         if scores.shape[-1] != scores.shape[-2]:

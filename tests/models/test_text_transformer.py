@@ -179,7 +179,7 @@ def test_initial_weights_and_options():
     for embedding in (model.embed.weight, model.positions.table, model.class_token.token):
         assert 0.015 < embedding.std() < 0.025
     assert model.positions.table.shape == (256, 64)
-    assert model.encoder.blocks[0].attention.log_temperature is not None
+    assert model.encoder.blocks[0].attention.core.log_temperature is not None
     (tokens,) = texts(7)
     assert model(tokens[None]).equal(model(tokens[None]))
     model.train()
@@ -197,7 +197,7 @@ def test_initial_weights_and_options():
         ({"mlp_dim": -1}, "mlp_dim must be at least 0"),
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
         ({"pooling": "sum"}, "pooling must be one of cls, mean, max, got 'sum'"),
-        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, none, got 'rotary'"),
+        ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, relative, none, got 'rotary'"),
         ({"positions": "sinusoidal", "max_length": 9}, "max_length=9 is the number of learned positions; leave it out"),
     ],
 )

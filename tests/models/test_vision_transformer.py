@@ -165,7 +165,7 @@ def test_initial_weights_and_options():
     model = build(image_size=64, dim=128, temperature="learned", dropout=0.5)
     for embedding in (model.positions, model.class_token.token):
         assert 0.015 < embedding.std() < 0.025
-    assert model.encoder.blocks[0].attention.log_temperature is not None
+    assert model.encoder.blocks[0].attention.core.log_temperature is not None
     inputs = images(1, 3, 64, 64)
     assert model(inputs).equal(model(inputs))
     model.train()

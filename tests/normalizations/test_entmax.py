@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
 from sinkformer_pl.normalizations import Softmax
 from sinkformer_pl.normalizations.entmax import Entmax
 from sinkformer_pl.normalizations.entmax15 import Entmax15
@@ -102,8 +102,8 @@ def test_a_module_in_half_precision_computes_alpha_in_single():
 
 def test_parameters_of_an_attention_layer():
     layer = MultiHeadAttention(8, 2, lambda: Entmax(1.3, learned=True), causal=True)
-    assert layer.normalization.alpha_logit.shape == (2,)
-    assert not list(MultiHeadAttention(8, 2, Entmax).normalization.parameters())
+    assert layer.core.normalization.alpha_logit.shape == (2,)
+    assert not list(MultiHeadAttention(8, 2, Entmax).core.normalization.parameters())
 
 
 def test_shown_with_arguments():

@@ -159,4 +159,4 @@ def test_even_half_steps_and_pairs_are_refused():
     q, k, v, _ = inputs()
     with pytest.raises(NotImplementedError, match="pairs"):
         GumbelSinkhorn().attend(q, k, v, AttentionMask(pairs=causal_pairs(5, 6)), scale=1.0)
-    assert not GumbelSinkhorn(1).guarantees.unit_columns
+    assert not GumbelSinkhorn(1).promises.unit_columns

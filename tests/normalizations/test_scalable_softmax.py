@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
 from sinkformer_pl.normalizations.scalable_softmax import ScalableSoftmax
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops import AttentionMask, causal_pairs
@@ -52,7 +52,7 @@ def test_it_is_softmax_of_all_scores_times_s_log_n(kind, learned, with_bias, sca
     leaves = [q, k, v, *([bias] if with_bias else []), *norm.parameters()]
     output = norm.attend(q, k, v, MASKS[kind], scale=scale, bias=bias if with_bias else None)
     weights = norm.weights(q, k, MASKS[kind], scale=scale, bias=bias if with_bias else None)
-    s = norm.s[:, None, None] if learned else norm.s
+    s = norm.factor[:, None, None] if learned else norm.factor
     factor = s * LOG_N[kind]
     scaled_bias = bias * factor if with_bias else None
     wanted = Softmax().weights(q * factor, k, MASKS[kind], scale=scale, bias=scaled_bias)
@@ -68,7 +68,7 @@ def test_it_is_softmax_of_all_scores_times_s_log_n(kind, learned, with_bias, sca
 @pytest.mark.parametrize("kind", MASKS)
 def test_half_precision_is_rounded_once(kind, dtype):
     q, k, v, bias = (x.detach() for x in inputs(dtype))
-    norm = made().float()
+    norm = made(learned=True).float()
     output = norm.attend(q, k, v, MASKS[kind], scale=1.0, bias=bias)
     wanted = norm.attend(q.float(), k.float(), v.float(), MASKS[kind], scale=1.0, bias=bias.float())
     assert output.dtype == dtype
@@ -76,8 +76,8 @@ def test_half_precision_is_rounded_once(kind, dtype):
 
 
 def test_a_learned_s_is_one_parameter_for_each_head_of_a_layer():
-    layer = MultiHeadAttention(16, 4, lambda: ScalableSoftmax(s=0.7))
-    s = dict(layer.named_parameters())["normalization.s"]
+    layer = MultiHeadAttention(16, 4, lambda: ScalableSoftmax(s=0.7, learned=True))
+    s = dict(layer.named_parameters())["core.normalization.s"]
     assert s.tolist() == pytest.approx([0.7] * 4)
     layer(torch.randn(2, 5, 16), torch.randn(2, 6, 16)).sum().backward()
     assert s.grad is not None
@@ -92,7 +92,7 @@ def test_a_fixed_s_is_no_parameter():
 
 
 def test_defaults_and_repr():
-    assert repr(ScalableSoftmax()) == "ScalableSoftmax(s=0.43, learned=True)"
+    assert repr(ScalableSoftmax()) == "ScalableSoftmax(s=0.43, learned=False)"
     assert repr(made(s=2, learned=False)) == "ScalableSoftmax(s=2, learned=False)"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sinkformer_pl.models.attention import MultiHeadAttention
+from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.normalizations.symmetric_sinkhorn import SymmetricSinkhorn
 from sinkformer_pl.ops import AttentionMask, causal_pairs, marginal_error
@@ -64,7 +64,7 @@ def test_what_isnt_symmetric_is_refused_in_one_line(method):
     for mask in (AttentionMask(REAL), AttentionMask(key=REAL), AttentionMask(REAL, REAL.clone())):
         with pytest.raises(ValueError, match=r"same tensor as query and key of AttentionMask$"):
             call(q, mask)
-    with pytest.raises(NotImplementedError, match=r"takes no bias, .* use Sinkhorn$"):
+    with pytest.raises(NotImplementedError, match=r"takes no bias: .* use Softmax or Sinkhorn$"):
         call(q, bias=torch.zeros(5, 5))
     with pytest.raises(NotImplementedError, match="pairs"):
         call(q, AttentionMask(pairs=causal_pairs(5, 5)))
@@ -72,7 +72,7 @@ def test_what_isnt_symmetric_is_refused_in_one_line(method):
 
 def test_numbers_of_steps():
     assert repr(SymmetricSinkhorn()) == "SymmetricSinkhorn(n_iters=3)"
-    assert SymmetricSinkhorn(2).guarantees.unit_columns
-    assert not SymmetricSinkhorn(1).guarantees.unit_columns
+    assert SymmetricSinkhorn(2).promises.unit_columns
+    assert not SymmetricSinkhorn(1).promises.unit_columns
     with pytest.raises(ValueError, match="n_iters must be an integer of at least 1"):
         SymmetricSinkhorn(0)

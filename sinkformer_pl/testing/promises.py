@@ -1,4 +1,4 @@
-"""Checks of what a class declares in its Guarantees, and that the rest is refused."""
+"""Check the promises and requirements that a class declares, and that the rest is refused."""
 
 import math
 from dataclasses import replace
@@ -12,11 +12,11 @@ from sinkformer_pl.testing.subject import Subject
 
 def refusals(s: Subject) -> None:
     """What isn't declared is refused by NotImplementedError or ValueError, not ignored: pairs, causal, rectangles."""
-    g = s.guarantees
-    if g.tied:
+    g = s.promises
+    if s.requires_tied:
         case = s.case("padding", bias=False)
         require(s.refuses(replace(case, k=case.k.clone())), "queries and keys that are two tensors were taken")
-    if g.square:
+    if s.requires_square:
         case = s.case(bias=False)
         require(s.refuses(replace(case, q=case.q[..., 1:, :])), "fewer queries than keys were taken")
     if not g.pairs:
@@ -26,8 +26,8 @@ def refusals(s: Subject) -> None:
 
 
 def row_sums(s: Subject) -> None:
-    """The weights of a query sum to one, or at most one, as guarantees.row_sums says."""
-    declared = s.guarantees.row_sums
+    """The weights of a query sum to one, or at most one, as promises.row_sums says."""
+    declared = s.promises.row_sums
     if declared is None:
         return
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
@@ -40,7 +40,7 @@ def row_sums(s: Subject) -> None:
 
 def unit_columns(s: Subject) -> None:
     """With unit_columns and iterations enough (argument `converged`), columns sum to Q/K of the real tokens."""
-    if not s.guarantees.unit_columns:
+    if not s.promises.unit_columns:
         return
     for case in s.cases(queries=12, keys=9, std=0.3):
         columns = s.run(s.make(factory=s.converged), case)["weights"].sum(-2)
@@ -52,13 +52,13 @@ def unit_columns(s: Subject) -> None:
 
 def sparse(s: Subject) -> None:
     """With sparse, some weights of real pairs are exactly 0 where scores have a standard deviation of 10."""
-    if s.guarantees.sparse:
+    if s.promises.sparse:
         require((s.run(s.make(), s.case(std=10))["weights"] == 0).any(), "none is")
 
 
 def equivariant(s: Subject) -> None:
     """With equivariant, permuting queries or keys, or both alike where they are tied, permutes the weights."""
-    if not s.guarantees.equivariant:
+    if not s.promises.equivariant:
         return
     for case in s.cases():
         rows, columns = (torch.arange(x.shape[-2]).flip(0).roll(1) for x in (case.q, case.k))
@@ -69,7 +69,7 @@ def equivariant(s: Subject) -> None:
 
 def causal(s: Subject) -> None:
     """With causal, under causal pairs, later queries, keys and values change nothing."""
-    if s.guarantees.causal:
+    if s.promises.causal:
         case, later = s.case("causal", queries=8), torch.arange(8)[:, None] > 4
         changed = case.map(lambda x: x.where(~later, 9.0), "q", "k", "v")
         found, wanted = (s.run(s.make(), x)["attend"][..., :5, :] for x in (changed, case))
@@ -78,7 +78,7 @@ def causal(s: Subject) -> None:
 
 def linear(s: Subject) -> None:
     """With linear, attend takes twice the products for twice the tokens, not four times."""
-    if not s.guarantees.linear:
+    if not s.promises.linear:
         return
     counts = []
     for size in (512, 1024):

@@ -8,7 +8,7 @@ from torch import nn
 
 from sinkformer_pl import ops
 from sinkformer_pl.models import MultiHeadAttention
-from sinkformer_pl.normalizations import Guarantees, ScoreNormalization, Sinkhorn, Softmax, registered
+from sinkformer_pl.normalizations import Promises, ScoreNormalization, Sinkhorn, Softmax, registered
 from sinkformer_pl.ops import AttentionMask
 
 KEYS = torch.tensor([[True, True, True, False, True], [True, False, True, False, False]])
@@ -95,7 +95,7 @@ def test_heads_that_dont_divide_the_width_are_refused(num_heads):
 def test_heads_of_another_width(head_dim):
     torch.manual_seed(0)
     layer = MultiHeadAttention(12, 5, lambda: Built(), head_dim=head_dim).double()
-    assert layer.normalization.builds == [(5, head_dim)]
+    assert layer.core.normalization.builds == [(5, head_dim)]
     x, y = torch.randn(2, 4, 12).double(), torch.randn(2, 6, 12).double()
     q, k, v = (f(z).unflatten(-1, (5, head_dim)).transpose(1, 2)
                for f, z in ((layer.query, x), (layer.key, y), (layer.value, y)))  # fmt: skip
@@ -114,7 +114,7 @@ def test_causal_under_sinkhorn_is_refused_when_built():
 
 
 class Built(ScoreNormalization):
-    guarantees = Guarantees(pairs=True)
+    promises = Promises(pairs=True)
 
     def __init__(self):
         super().__init__()
@@ -130,13 +130,13 @@ class Built(ScoreNormalization):
 
 def test_the_normalization_is_its_own_and_built_once():
     first, second = MultiHeadAttention(12, 3, Built), MultiHeadAttention(12, 3, Built)
-    assert isinstance(first.normalization, Built)
-    assert first.normalization.builds == [(3, 4)]
-    assert first.normalization is not second.normalization
-    assert "normalization.gain" in first.state_dict()
+    assert isinstance(first.core.normalization, Built)
+    assert first.core.normalization.builds == [(3, 4)]
+    assert first.core.normalization is not second.core.normalization
+    assert "core.normalization.gain" in first.state_dict()
     x = torch.randn(2, 4, 12)
     first(x, x)
-    assert first.normalization.builds == [(3, 4)]
+    assert first.core.normalization.builds == [(3, 4)]
 
 
 def test_half_precision_under_autocast():
@@ -156,17 +156,17 @@ def test_a_temperature_divides_the_scores_of_any_normalization(name):
         torch.manual_seed(0)
         layers.append(MultiHeadAttention(12, 3, registered()[name], temperature=temperature).double().eval())
     plain, fixed, learned = layers
-    plain.scale /= 2.5
+    plain.core.scale /= 2.5
     torch.testing.assert_close(fixed(x, x), plain(x, x))
     torch.testing.assert_close(fixed.weights(x, x), plain.weights(x, x))
     with torch.no_grad():
-        learned.log_temperature.copy_(torch.tensor([2.5, 1.0, 0.4]).log())
+        learned.core.log_temperature.copy_(torch.tensor([2.5, 1.0, 0.4]).log())
     for head, temperature in enumerate((2.5, 1.0, 0.4)):
         torch.manual_seed(0)
         layer = MultiHeadAttention(12, 3, registered()[name], temperature=temperature).double().eval()
         torch.testing.assert_close(learned.weights(x, x)[:, head], layer.weights(x, x)[:, head])
     learned(x, x).square().sum().backward()
-    assert (learned.log_temperature.grad.abs() > 1e-9).all()
+    assert (learned.core.log_temperature.grad.abs() > 1e-9).all()
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "hot"])
@@ -181,7 +181,7 @@ def test_projections_start_the_same_under_any_normalization(name):
     for normalization in (Softmax, registered()[name]):
         torch.manual_seed(0)
         states.append(MultiHeadAttention(12, 3, normalization).state_dict())
-    shared = [key for key in states[1] if not key.startswith("normalization.")]
+    shared = [key for key in states[1] if not key.startswith("core.normalization.")]
     assert {"query.weight", "value.weight", "out.weight"} <= set(shared)
     for key in shared:
         assert torch.equal(states[0][key], states[1][key])
