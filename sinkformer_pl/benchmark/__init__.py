@@ -4,7 +4,7 @@ from sinkformer_pl.benchmark.attention import SUITES, Case, Result, measure
 from sinkformer_pl.benchmark.plans import compare_plans
 from sinkformer_pl.benchmark.published import Published
 from sinkformer_pl.benchmark.timing import Times, interleaved
-from sinkformer_pl.benchmark.training import Step, Waiting, compare_steps, measure_waiting
+from sinkformer_pl.benchmark.training import Step, Waiting, compare_image_steps, compare_steps, measure_waiting
 
 __all__ = [
     "SUITES",
@@ -14,6 +14,7 @@ __all__ = [
     "Step",
     "Times",
     "Waiting",
+    "compare_image_steps",
     "compare_plans",
     "compare_steps",
     "interleaved",

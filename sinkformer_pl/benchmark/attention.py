@@ -1,17 +1,22 @@
 """Sinkhorn attention against fused softmax attention, the plain loop, and the counted operations."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sinkformer_pl.benchmark import counting
 from sinkformer_pl.benchmark.memory import peak_bytes
 from sinkformer_pl.benchmark.timing import Times, interleaved
 from sinkformer_pl.ops import sinkhorn_attention
 
 WIDTH = 64
+HEADS = 8
+"""Heads of each sample, where it divides their number."""
 NAIVE_FROM = 1024
 
 
@@ -40,13 +45,19 @@ class Result:
 
     Attributes:
         case: the shape.
-        softmax_ms: median, in milliseconds.
+        device: what it ran on, by name.
+        dtype: of the inputs.
+        peer: the fused attention: PyTorch's flash kernel on a GPU in half precision, else PyTorch's own choice.
+        softmax_ms: its median, in milliseconds.
         sinkhorn_ms: likewise.
         ratio: median over repeats.
         quartiles: of the ratio.
-        counted: the products, exponentials and vector products that the method needs, at the speeds that they reach by
-            themselves on a slice of the problem, over the time of softmax. No strict bound: slices differ, elementwise
-            passes are left out.
+        counted: the operations that the method needs over the time of softmax. On the CPU products, exponentials and
+            vector products at the speeds that they reach by themselves on a slice of the problem: no strict bound,
+            since slices differ and elementwise passes are left out. On a GPU products and exponentials at the speeds of
+            an H100 (`counting`), whatever the card.
+        softmax_counted: likewise for softmax attention itself; None on the CPU.
+        cudnn: how many times longer cuDNN's softmax attention takes; None where it isn't there, or refuses.
         naive: how many times longer the loop in the log domain under autograd takes than ours; None where not run.
         published: likewise for the published code; None where it isn't given or not run.
         peak_mb: peak memory above the inputs, in 1e6 bytes; None where the system doesn't tell.
@@ -54,11 +65,16 @@ class Result:
     """
 
     case: Case
+    device: str
+    dtype: str
+    peer: str
     softmax_ms: float
     sinkhorn_ms: float
     ratio: float
     quartiles: tuple[float, float]
     counted: float
+    softmax_counted: float | None
+    cudnn: float | None
     naive: float | None
     published: float | None
     peak_mb: float | None
@@ -84,7 +100,22 @@ DENSE = [
 ]
 STREAMING = [Case(1, n, n, n_iters, "streaming") for n in (4096, 8192) for n_iters in (3, 7)]
 LONG = [Case(1, 32768, 32768, 3, "streaming")]
-SUITES = {"dense": DENSE, "streaming": STREAMING, "long": LONG}
+GPU = [
+    Case(heads, queries, keys, n_iters)
+    for heads, queries, keys in [
+        (8192, 65, 65),
+        (6144, 128, 128),
+        (4096, 197, 197),
+        (3072, 256, 256),
+        (512, 1000, 16),
+        (512, 16, 1000),
+        (128, 1024, 1024),
+        (32, 4096, 4096),
+        (8, 16384, 16384),
+    ]
+    for n_iters in (3, 21)
+]
+SUITES = {"dense": DENSE, "streaming": STREAMING, "long": LONG, "gpu": GPU}
 
 
 def measure(
@@ -104,10 +135,12 @@ def measure(
         dtype: of the inputs.
         published: the attention of the published code, see `Published.attend`.
     """
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(case.heads, n, WIDTH) for n in (case.queries, case.keys, case.keys)]
-    inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
-    upstream = torch.randn(shapes[0], generator=generator).to(device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    heads = (case.heads // HEADS, HEADS) if case.heads % HEADS == 0 else (1, case.heads)
+    shapes = [(*heads, n, WIDTH) for n in (case.queries, case.keys, case.keys)]
+    made = {"generator": generator, "device": device, "dtype": dtype}
+    inputs = [torch.randn(shape, **made, requires_grad=True) for shape in shapes]  # type: ignore[call-overload]
+    upstream = torch.randn(shapes[0], **made)  # type: ignore[call-overload]
 
     def step(attend: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(attend(*inputs), inputs, upstream)
@@ -115,22 +148,32 @@ def measure(
     def sinkhorn_with(backend: str) -> Callable[..., Tensor]:
         return lambda q, k, v: sinkhorn_attention(q, k, v, n_iters=case.n_iters, backend=backend)  # type: ignore[call-overload]
 
-    functions = {"softmax": step(_softmax), "sinkhorn": step(sinkhorn_with(case.backend))}
-    naive = NAIVE_FROM <= min(case.queries, case.keys) <= 2 * NAIVE_FROM
-    times = interleaved(functions | _primitives(case, device, dtype), repeats=repeats, device=device)
-    peers: dict[str, Callable[[], object]] = {"naive": step(sinkhorn_with("reference"))} if naive else {}
-    if published is not None and max(case.queries, case.keys) <= 2 * NAIVE_FROM:
-        peers["published"] = step(lambda q, k, v: published(q, k, v, case.n_iters))
-    slow = interleaved(peers, repeats=2, device=device)
+    on_gpu = device == "cuda"
+    flash = on_gpu and dtype in (torch.float16, torch.bfloat16)
+    fused = _softmax_by(SDPBackend.FLASH_ATTENTION) if flash else F.scaled_dot_product_attention
+    functions = {"softmax": step(fused), "sinkhorn": step(sinkhorn_with(case.backend))}
+    others: dict[str, Callable[[], object]] = {} if on_gpu else _primitives(case, device, dtype)
+    if flash and _runs(cudnn := step(_softmax_by(SDPBackend.CUDNN_ATTENTION))):
+        others["cudnn"] = cudnn
+    times = interleaved(functions | others, repeats=repeats, device=device)
+    slow = interleaved(_slow_peers(case, on_gpu, step, sinkhorn_with, published), repeats=2, device=device)
     ratio, low, high = times["sinkhorn"].ratio_to(times["softmax"])
     peaks = [peak_bytes(functions[name], device=device) for name in ("sinkhorn", "softmax")]
+    entries = case.heads * case.queries * case.keys
+    operations = counting.sinkhorn(case.queries, case.keys, case.n_iters).seconds(entries) if on_gpu else None
+    softmax_seconds = times["softmax"].median
     return Result(
         case,
-        softmax_ms=1e3 * times["softmax"].median,
+        device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        dtype=str(dtype).removeprefix("torch."),
+        peer="flash" if flash else "fused softmax",
+        softmax_ms=1e3 * softmax_seconds,
         sinkhorn_ms=1e3 * times["sinkhorn"].median,
         ratio=ratio,
         quartiles=(low, high),
-        counted=_operations(case, times) / times["softmax"].median,
+        counted=(_operations(case, times) if operations is None else operations) / softmax_seconds,
+        softmax_counted=counting.SOFTMAX.seconds(entries) / softmax_seconds if on_gpu else None,
+        cudnn=times["cudnn"].ratio_to(times["softmax"])[0] if "cudnn" in times else None,
         naive=slow["naive"].median / times["sinkhorn"].median if "naive" in slow else None,
         published=slow["published"].median / times["sinkhorn"].median if "published" in slow else None,
         peak_mb=None if peaks[0] is None else peaks[0] / 1e6,
@@ -138,9 +181,42 @@ def measure(
     )
 
 
-def _softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # The fused operators take four axes.
-    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+def _slow_peers(
+    case: Case,
+    on_gpu: bool,
+    step: Callable[[Callable[..., Tensor]], Callable[[], object]],
+    sinkhorn_with: Callable[[str], Callable[..., Tensor]],
+    published: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None,
+) -> dict[str, Callable[[], object]]:
+    """The loop in the log domain under autograd, and the published code, where they have the time and the memory."""
+    peers: dict[str, Callable[[], object]] = {}
+    smallest, largest = sorted((case.queries, case.keys))
+    if not on_gpu and NAIVE_FROM <= smallest <= 2 * NAIVE_FROM:
+        peers["naive"] = step(sinkhorn_with("reference"))
+    if published is not None and largest <= 2 * NAIVE_FROM:
+        peers["published"] = step(
+            lambda *qkv: published(*(x.flatten(0, 1) for x in qkv), case.n_iters).view_as(qkv[0])  # type: ignore[call-arg]
+        )
+    return peers
+
+
+def _softmax_by(backend: SDPBackend) -> Callable[..., Tensor]:
+    """Softmax attention by one of PyTorch's backends; its backward is the same one's."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def _runs(function: Callable[[], object]) -> bool:
+    """Whether PyTorch has a kernel for it; it says so by a RuntimeError."""
+    try:
+        function()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _primitives(case: Case, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

@@ -1,11 +1,15 @@
 """Times of alternatives, taken in turn so that a drift of the machine's speed falls on all of them alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+
+LEAST_SECONDS = 0.02
+"""What a repeat takes on a GPU at least: many short calls in a row, so that starting the first one hardly counts."""
 
 
 class Times(NamedTuple):
@@ -35,15 +39,39 @@ def interleaved(functions: Mapping[str, Callable[[], object]], *, repeats: int, 
     Args:
         functions: what is timed, by name.
         repeats: how often.
-        device: "cpu" or "cuda"; on a GPU each run is waited for.
+        device: "cpu", where a repeat is one call, timed by the clock; or "cuda", where it is as many calls as fill
+            `LEAST_SECONDS`, queued one behind the other between two events of the device.
     """
+    timed, least = (_by_events, LEAST_SECONDS) if device == "cuda" else (_by_clock, 0.0)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
+    calls = {name: _calls(timed, function, least) for name, function in functions.items()}
+    for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(function, calls[name]))
     return {name: Times(values) for name, values in seconds.items()}
+
+
+def _calls(timed: Callable[[Callable[[], object], int], float], function: Callable[[], object], least: float) -> int:
+    """How many calls fill the least time, after a first call, which may compile."""
+    function()
+    return max(1, math.ceil(least / timed(function, 1))) if least else 1
+
+
+def _by_clock(function: Callable[[], object], calls: int) -> float:
+    """Seconds of a call, by the clock of the host."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
+
+
+def _by_events(function: Callable[[], object], calls: int) -> float:
+    """Seconds of a call on the GPU, by its own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls

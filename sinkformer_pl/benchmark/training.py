@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sinkformer_pl.benchmark.published import Published, softmax_attention
 from sinkformer_pl.benchmark.timing import interleaved
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.models import SetTransformer
+from sinkformer_pl.models import Backbone, SetTransformer, VisionTransformer
 from sinkformer_pl.normalizations import NormalizationFactory, Sinkhorn, Softmax
 from sinkformer_pl.ops import sinkhorn_attention
 
@@ -47,29 +47,65 @@ def compare_steps(
     points: int,
     repeats: int,
     device: str,
+    dtype: torch.dtype = torch.float32,
     published: Published | None = None,
     n_iters: Sequence[int] = (3, 21),
 ) -> list[Step]:
-    """Time steps of a network for ModelNet40 (Set Transformer, width 256, 4 heads, 16 inducing points), fp32.
+    """Time steps of a network for ModelNet40 (Set Transformer, width 256, 4 heads, 16 inducing points).
 
     Args:
         batch: clouds in a batch.
         points: points of each.
         repeats: interleaved repeats.
         device: "cpu" or "cuda".
+        dtype: float32, or that of autocast.
         published: the published code. Its network of these sizes, which also pools under Sinkhorn, is then timed on
             the same batch with fused softmax attention, with its own attention and with ours.
         n_iters: half-steps.
     """
-    torch.manual_seed(0)
-    inputs = torch.randn(batch, points, 3, device=device)
-    target = torch.randint(CLASSES, (batch,), device=device)
-    groups = [_ours(n_iters)]
+    backbone = partial(
+        SetTransformer, dim=WIDTH, num_heads=HEADS, inducing_points=INDUCING, layer_norm="post", pool_dropout=0.5
+    )
+    groups = [_ours(backbone, n_iters)]
     if published is not None:
         groups.append(_theirs(published, n_iters))
+    return _compare(groups, (batch, points, 3), repeats=repeats, device=device, dtype=dtype)
+
+
+def compare_image_steps(
+    *,
+    batch: int,
+    size: int = 224,
+    repeats: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    n_iters: Sequence[int] = (3, 21),
+) -> list[Step]:
+    """Time steps of ViT-S/16: 384 wide, 12 blocks, 6 heads, patches of 16 x 16.
+
+    Args:
+        batch: images in a batch.
+        size: their side in pixels, a multiple of 16; at 224 they are 197 tokens.
+        repeats: interleaved repeats.
+        device: "cpu" or "cuda".
+        dtype: float32, or that of autocast.
+        n_iters: half-steps.
+    """
+    backbone = partial(VisionTransformer, image_size=size, patch_size=16, dim=384, num_heads=6, depth=12)
+    groups = [_ours(backbone, n_iters)]
+    return _compare(groups, (batch, 3, size, size), repeats=repeats, device=device, dtype=dtype)
+
+
+def _compare(
+    groups: Sequence[dict[str, nn.Module]], shape: tuple[int, ...], *, repeats: int, device: str, dtype: torch.dtype
+) -> list[Step]:
+    """Time networks on inputs of a shape; the first of each group is its base."""
+    torch.manual_seed(0)
+    inputs = torch.randn(shape, device=device)
+    target = torch.randint(CLASSES, shape[:1], device=device)
     found = []
     for networks in groups:
-        steps = {name: _step(network.to(device), inputs, target) for name, network in networks.items()}
+        steps = {name: _step(network.to(device), inputs, target, dtype) for name, network in networks.items()}
         times = interleaved(steps, repeats=repeats, device=device)
         base = next(iter(times.values()))
         for name, measured in times.items():
@@ -78,14 +114,12 @@ def compare_steps(
     return found
 
 
-def _ours(n_iters: Sequence[int]) -> dict[str, nn.Module]:
+def _ours(backbone: Callable[[NormalizationFactory], Backbone], n_iters: Sequence[int]) -> dict[str, nn.Module]:
     """Our network, Softmax first."""
 
     def network(normalization: NormalizationFactory) -> nn.Module:
-        backbone = SetTransformer(
-            normalization, dim=WIDTH, num_heads=HEADS, inducing_points=INDUCING, layer_norm="post", pool_dropout=0.5
-        )
-        return nn.Sequential(backbone, nn.Linear(WIDTH, CLASSES))
+        made = backbone(normalization)
+        return nn.Sequential(made, nn.Linear(made.out_dim, CLASSES))
 
     return {"Softmax": network(Softmax)} | {
         f"Sinkhorn(n_iters={n})": network(partial(Sinkhorn, n_iters=n)) for n in n_iters
@@ -147,12 +181,15 @@ def measure_waiting(arguments: Sequence[str], *, workers: int) -> Waiting:
     return Waiting(" ".join(arguments), workers, 1e3 * float(row["seconds_per_step"]), float(row["waiting"]))
 
 
-def _step(network: nn.Module, inputs: Tensor, target: Tensor) -> Callable[[], object]:
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+def _step(network: nn.Module, inputs: Tensor, target: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=inputs.is_cuda or None)
+    autocast = torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs), target).backward()
+        with autocast:
+            loss = F.cross_entropy(network(inputs), target)
+        loss.backward()
         optimizer.step()
 
     return step

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinkformer_pl.benchmark import SUITES, Case, Published, Times, compare_plans, compare_steps, interleaved, measure
+from sinkformer_pl.benchmark import (
+    SUITES,
+    Case,
+    Published,
+    Times,
+    compare_image_steps,
+    compare_plans,
+    compare_steps,
+    counting,
+    interleaved,
+    measure,
+    timing,
+)
 from sinkformer_pl.benchmark.memory import peak_bytes
 from sinkformer_pl.cli import main
 from sinkformer_pl.ops import sinkhorn_attention
@@ -19,6 +31,7 @@ def test_a_case(backend):
     assert result.quartiles[0] <= result.ratio <= result.quartiles[1]
     assert result.ratio == pytest.approx(result.sinkhorn_ms / result.softmax_ms, rel=1.0)
     assert result.counted > 0
+    assert (result.dtype, result.peer, result.cudnn) == ("float32", "fused softmax", None)
     assert json.loads(json.dumps(result.as_row()))["case"]["queries"] == 40
 
 
@@ -59,7 +72,7 @@ def test_the_command_writes_json(tmp_path, monkeypatch, capsys):
     assert record["dense"][0]["case"]["n_iters"] == 3
     with pytest.raises(SystemExit):
         main(["benchmark", "--suites", "nothing"])
-    assert "dense, streaming, long, plans" in capsys.readouterr().err
+    assert "dense, streaming, long, gpu, plans" in capsys.readouterr().err
 
 
 def test_a_folder_without_the_published_code_is_refused(tmp_path: Path):
@@ -178,3 +191,54 @@ def test_a_training_that_fails_is_named(capsys):
     with pytest.raises(SystemExit):
         main([*argv, "--fit", "--config nowhere.yaml"])
     assert "fit --config nowhere.yaml: --config nowhere.yaml: no such file" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_one_line(no_cuda, capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--device", "cuda"])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --device cuda: ")
+
+
+def test_short_calls_are_timed_in_a_row(monkeypatch):
+    """As on a GPU, by another timer: a call of 6 ms is made four times a repeat."""
+    rows = []
+
+    def by_events(function, calls):
+        rows.append(calls)
+        function()
+        return 0.006
+
+    monkeypatch.setattr(timing, "_by_events", by_events)
+    made = []
+    times = interleaved({"a": lambda: made.append(1)}, repeats=2, device="cuda")
+    assert rows == [1, 4, 4]
+    assert times["a"].seconds == [0.006, 0.006]
+
+
+@pytest.mark.parametrize(
+    ("shape", "products", "exponentials"),
+    [((256, 256, 3), 9, 5), ((16, 1000, 3), 9, 4), ((4096, 4096, 3), 13, 7), ((4096, 4096, 1), 7, 2)],
+)
+def test_operations_are_counted_by_the_form_that_a_shape_takes(shape, products, exponentials):
+    assert counting.sinkhorn(*shape) == (products, exponentials)
+    # Each further pair of half-steps costs both passes as much again.
+    queries, keys, n_iters = shape
+    more = counting.sinkhorn(queries, keys, n_iters + 2) if n_iters > 1 else None
+    pair = 2 if min(queries, keys) <= 256 else 4
+    assert more is None or more == (products + pair, exponentials + pair)
+
+
+def test_steps_of_images_and_half_precision():
+    shared = {"repeats": 1, "device": "cpu", "dtype": torch.bfloat16, "n_iters": [3]}
+    steps = compare_image_steps(batch=1, size=32, **shared)
+    assert [step.name for step in steps] == ["Softmax", "Sinkhorn(n_iters=3)"]
+    assert steps[0].ratio == 1.0 != steps[1].ratio
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_case_on_a_gpu(cuda, dtype):
+    result = measure(Case(16, 65, 65, 3), repeats=2, device="cuda", dtype=dtype)
+    assert result.peer == ("flash" if dtype == torch.bfloat16 else "fused softmax")
+    assert result.device == torch.cuda.get_device_name()
+    assert 0 < result.softmax_counted < result.counted
