@@ -5,11 +5,24 @@ import os
 # Before torch is imported, and in every process that a test starts: the threads of several would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from sinkformer_pl.data.texts import docstrings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def documentation_is_read_once() -> Iterator[None]:
+    """Keep what is read of Python's own files, which takes two seconds each time."""
+    read = docstrings._docstrings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docstrings, "_docstrings", functools.cache(lambda file: list(read(file))))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ def test_config_without_files_runs(name, normalization, tmp_path, monkeypatch, c
     assert f"training under {'Softmax()' if normalization else 'Sinkhorn(n_iters='}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", [[], ["--model.normalization", "Softmax"]], ids=["as it is", "Softmax"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_config_runs_on_files_in_the_published_layout(name, normalization, layouts, tmp_path, monkeypatch, capsys):
@@ -61,6 +62,7 @@ def test_config_runs_on_files_in_the_published_layout(name, normalization, layou
     assert f"training under {'Softmax()' if normalization else 'Sinkhorn(n_iters='}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [1, 2, 7, 14, 28])
 def test_patch_sizes_of_the_mnist_study(patch_size, layouts, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(layouts)
@@ -82,9 +84,8 @@ def test_header_says_how_to_run_it_and_what_to_expect(name):
         assert "Cost: " in said
 
 
+@pytest.mark.slow
 def test_modelnet10_config_on_meshes_in_the_official_layout(real_data, tmp_path, monkeypatch, capsys):
-    import zipfile
-
     with zipfile.ZipFile(real_data / "ModelNet10.zip") as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _for_users(error: Exception) -> str | None:
     """Return what an error says that the user can mend, None for any other."""
     text = str(error)
-    if isinstance(error, UserError):
-        return text
     if "No supported gpu backend" in text:
         return "trainer.accelerator gpu: PyTorch sees no GPU here; give --trainer.accelerator cpu, or leave it out"
     if found := re.search(r"strategy `(\w+)` requires a GPU", text):
@@ -79,6 +77,8 @@ def _for_users(error: Exception) -> str | None:
     found = re.search(r"^sinkformer_pl\.errors\.\w+: (.*)", text, re.MULTILINE | re.DOTALL)
     if found:
         return found[1].strip()
+    if isinstance(error, UserError):
+        return text
     if isinstance(error, OSError) and error.errno in FILES and (error.filename or error.errno in FULL):
         return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text:

@@ -169,6 +169,7 @@ def test_a_published_network_with_other_numbers_is_no_peer(published):
         )
 
 
+@pytest.mark.slow
 def test_training_steps_and_the_wait_for_data(tmp_path, capsys, monkeypatch):
     config = Path(__file__).parents[2] / "configs/pointcloud.yaml"
     small = (
@@ -186,6 +187,7 @@ def test_training_steps_and_the_wait_for_data(tmp_path, capsys, monkeypatch):
     assert "waiting for data" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_named(capsys):
     argv = ["benchmark", "--training", "--device", "cpu", "--repeats", "1", "--batch", "2", "--points", "20"]
     with pytest.raises(SystemExit):

@@ -1,10 +1,6 @@
 """Attention is measured on the same few samples each epoch, to the digit, and the training knows nothing of it."""
 
 import csv
-import os
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,6 +23,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import MultiHeadAttention, SetTransformer, TextTransformer, VisionTransformer
 from sinkformer_pl.normalizations import Entmax, Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
+from tests import commands
 
 POINTCLOUD = str(Path(__file__).parents[2] / "configs/pointcloud.yaml")
 SETS = partial(SetTransformer, dim=8, num_heads=2, depth=1, inducing_points=4, dropout=0.1)
@@ -223,29 +219,17 @@ def test_fast_dev_run_writes_nothing(tmp_path):
     assert not list(tmp_path.rglob("*attention*"))
 
 
-def test_cost(tmp_path):
-    class Timed(AttentionDiagnostics):
-        spent = 0.0
+def test_it_costs_a_pass_over_its_few_samples_an_epoch(tmp_path):
+    seen = []
 
-        def on_train_epoch_end(self, trainer, pl_module):
-            before = time.process_time()
-            super().on_train_epoch_end(trainer, pl_module)
-            self.spent += time.process_time() - before
-
-    class Epochs(pl.Callback):
+    class Watch(pl.Callback):
         def on_train_start(self, trainer, pl_module):
-            self.start = time.process_time()
+            pl_module.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
 
-        def on_train_end(self, trainer, pl_module):
-            self.spent = time.process_time() - self.start
-
-    config = yaml.safe_load(Path(POINTCLOUD).read_text())["model"]["backbone"]["init_args"]
-    watch, epochs = Timed(), Epochs()
-    data = ProceduralShapes(train_size=480, val_size=96, test_size=12)
-    network = partial(SetTransformer, **config)
-    fit(tmp_path, data, network, callbacks=[epochs, watch], epochs=1, num_sanity_val_steps=0)
-    # A fifth of the configuration's epoch, of which 2% are five times as much.
-    assert watch.spent < 0.1 * epochs.spent
+    fit(tmp_path, shapes(), callbacks=[Watch()])
+    without, seen[:] = sorted(seen), []
+    fit(tmp_path, shapes(), callbacks=[Watch(), AttentionDiagnostics(samples=3)])
+    assert sorted(seen) == sorted([*without, 3, 3])
 
 
 KEEP = """
@@ -259,6 +243,7 @@ class Keep(pl.Callback):
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     (tmp_path / "keep.py").write_text(KEEP)
     small = ["--data.train_size", "24", "--data.val_size", "12", "--data.test_size", "12", "--data.batch_size", "4"]
@@ -273,14 +258,8 @@ def test_two_processes(tmp_path):
         "--trainer.callbacks+",
         "AttentionDiagnostics",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "sinkformer_pl", "fit", "--config", POINTCLOUD, *small, *quiet, *two, *callbacks],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    argv = ["fit", "--config", POINTCLOUD, *small, *quiet, *two, *callbacks]
+    done = commands.run(*argv, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -2,9 +2,9 @@
 
 import base64
 import builtins
+import importlib
 import json
 import re
-import shutil
 from functools import partial
 from itertools import pairwise
 
@@ -21,8 +21,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer, TextTransformer, VisionTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
-
-pytest.importorskip("plotly")
+from tests.optional import plotly  # noqa: F401
 
 
 def content(path):
@@ -107,14 +106,11 @@ def test_what_is_refused(fail, tiny, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed: no browser to click in")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine to look at the page with")
+def browser(chromium):
+    playwright = importlib.import_module("playwright.sync_api")
     software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=software)
+        browser = started.chromium.launch(executable_path=chromium, args=software)
         yield browser
         browser.close()
 
@@ -156,6 +152,7 @@ def check(page, row):
     np.testing.assert_allclose(weights, row.sort(descending=True).values[: len(weights)], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_points(visit):
     torch.manual_seed(1)
     model = SetTransformer(partial(Sinkhorn, n_iters=3), dim=8, num_heads=2, depth=1, inducing_points=4)
@@ -209,6 +206,7 @@ PROJECTED = """(points) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 900, 420])
 def test_no_point_is_cut_off(visit, width):
     torch.manual_seed(0)
@@ -222,6 +220,7 @@ def test_no_point_is_cut_off(visit, width):
     assert places.max() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [0.08, 0.0005])
 def test_ticks_say_what_they_mean_and_titles_lie_beside_them(visit, low):
     torch.manual_seed(1)
@@ -257,6 +256,7 @@ def click_in(page, selector, right, down):
     page.mouse.click(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
 
 
+@pytest.mark.slow
 def test_patches(visit):
     torch.manual_seed(1)
     model = VisionTransformer(Softmax, image_size=8, patch_size=2, channels=1, dim=8, num_heads=2, depth=2)
@@ -274,6 +274,7 @@ def test_patches(visit):
     check(page, layers[1].of_sample(0)[:, 7].mean(0))
 
 
+@pytest.mark.slow
 def test_words(visit):
     torch.manual_seed(1)
     model = TextTransformer(Softmax, vocab_size=20, dim=8, num_heads=2, depth=1, pooling="cls")
@@ -294,6 +295,7 @@ def test_words(visit):
     assert (float(low), float(high)) == (0, pytest.approx(darkest, rel=2e-3))
 
 
+@pytest.mark.slow
 def test_a_text_of_one_word(visit):
     page, [layer] = visit(TextTransformer(Softmax, vocab_size=9, dim=8, num_heads=2, depth=1), torch.ones(1, 1).long())
     check(page, layer.of_sample(0).mean((0, 1)))

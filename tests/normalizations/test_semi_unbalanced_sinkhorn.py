@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import ot
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from sinkformer_pl import ops
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.normalizations.semi_unbalanced_sinkhorn import SemiUnbalancedSinkhorn
 from sinkformer_pl.ops import AttentionMask, causal_pairs
+from tests.optional import ot
 
 MASK = AttentionMask(torch.arange(5).expand(2, -1) < 4, torch.arange(6).expand(2, -1) > 1)
 

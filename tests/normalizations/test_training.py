@@ -14,7 +14,9 @@ from sinkformer_pl.batch import Batch
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import registered
+from tests.commands import SERVER
 
+SMALL = {"train_size": 48, "val_size": 24, "test_size": 24, "min_points": 12, "max_points": 32}
 LEARNED = {
     "Entmax": {"learned": True},
     "SemiUnbalancedSinkhorn": {"learned": True},
@@ -38,7 +40,7 @@ def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    data = ProceduralShapes(batch_size=32, train_size=48, val_size=24, test_size=24)
+    data = ProceduralShapes(**SMALL, batch_size=32)
     data.setup()
     return next(iter(data.train_dataloader()))
 
@@ -74,7 +76,7 @@ class _Both(nn.Module):
 def _train(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    data = ProceduralShapes(batch_size=8, train_size=48, val_size=24, test_size=24)
+    data = ProceduralShapes(**SMALL, batch_size=8)
     data.setup()
     batch = next(iter(data.train_dataloader()))
     mine = slice(4 * rank, 4 * rank + 4)
@@ -98,6 +100,6 @@ def _train(rank: int, folder: str) -> None:
 
 def test_two_processes_in_mixed_precision_stay_the_same(tmp_path):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(_train, args=(str(tmp_path),), nprocs=2, start_method=SERVER.get_start_method())
     assert (tmp_path / "done0").exists()
     assert (tmp_path / "done1").exists()

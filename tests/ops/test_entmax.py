@@ -4,7 +4,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import entmax as library
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, causal_pairs
 from sinkformer_pl.ops.entmax import entmax, entmax15, sparsemax
+from tests.optional import entmax as library
 
 FAMILY = {
     "sparsemax": (sparsemax, 2.0),

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, causal_pairs, marginal_error
 from sinkformer_pl.ops.low_rank_sinkhorn import low_rank_sinkhorn
+from tests.optional import ot
 
 QUERY = torch.tensor([[True, False, True, True, True], [False, True, True, False, True]])
 KEY = torch.tensor([[True, True, False, True, False, True, True], [True, False, False, False, True, True, False]])

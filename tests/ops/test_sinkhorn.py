@@ -1,14 +1,13 @@
 """Sinkhorn's weights against independent computations, laws and limits."""
 
-import geomloss.ot
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, softmax
+from tests.optional import geomloss_ot, ot
 
 SINGLE_AND_DOUBLE = (torch.float64, torch.float32)
 OUTPUT = {
@@ -71,7 +70,7 @@ def test_the_limit_is_the_plan_of_geomloss(shape):
     """To what its own iterations have come to."""
     scores = draw(*shape)
     row, column = (torch.full((size,), 1 / size, dtype=torch.float64) for size in shape)
-    plan = geomloss.ot.solve(-scores, reg=1.0, a=row, b=column, max_iter=1000).plan * shape[0]
+    plan = geomloss_ot.solve(-scores, reg=1.0, a=row, b=column, max_iter=1000).plan * shape[0]
     assert relative(sinkhorn(scores, 501), plan) <= 1e-3
 
 

@@ -4,7 +4,6 @@ import importlib
 import math
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, causal_pairs, marginal_error
 from sinkformer_pl.ops.sliced_transport import sliced_transport
+from tests.optional import ot
 
 # The package gives the function of this name.
 module_of_function = importlib.import_module("sinkformer_pl.ops.sliced_transport")

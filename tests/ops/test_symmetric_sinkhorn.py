@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, causal_pairs, marginal_error, sinkhorn, softmax
 from sinkformer_pl.ops.symmetric_sinkhorn import symmetric_sinkhorn
+from tests.optional import ot
 
 REAL = torch.tensor([[True, True, False, True, True], [False, True, True, False, True]])
 

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -21,6 +20,7 @@ from sinkformer_pl.data import LabelledDataset, PointClouds, Sample
 from sinkformer_pl.data.pointclouds import modelnet
 from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES
 from sinkformer_pl.errors import UserError
+from tests.optional import h5py
 
 TETRAHEDRON = "OFF\n4 4 0\n0 0 0\n{0} 0 0\n0 {0} 0\n0 0 {0}\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
 
@@ -261,6 +261,7 @@ def test_the_pool_has_to_hold_the_points_asked_for(tmp_path):
         PointClouds(tmp_path, pool_size=1)
 
 
+@pytest.mark.slow
 def test_real_meshes_from_the_official_archive(tmp_path, real_data):
     shutil.copy(real_data / "ModelNet10.zip", tmp_path)
     root, run = tmp_path / "root", tmp_path / "run"

@@ -157,6 +157,7 @@ def in_order(faces: np.ndarray) -> np.ndarray:
     return faces[np.lexsort(faces.T)]
 
 
+@pytest.mark.slow
 def test_real_files_agree_with_torch_geometric(tmp_path, real_data):
     files = sorted((real_data / "modelnet_original_off").glob("*.off.gz"))
     assert len(files) > 10

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import ot
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from sinkformer_pl.ops.sinkhorn_attention import api as attention_module
 from sinkformer_pl.ops.sinkhorn_attention import closed_form as closed_form_module
 from sinkformer_pl.ops.sinkhorn_attention import kernel as kernel_module
 from sinkformer_pl.ops.sinkhorn_attention.workspace import release
+from tests.optional import ot
 
 BACKENDS = ["reference", "dense", "streaming"]
 OUTPUT = {
