@@ -28,10 +28,11 @@ def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = F
     """
     mask = mask or AttentionMask()
     with no_autocast(scores):
-        allowed = mask.allowed(scores) & ~is_forbidden(scores)
+        forbidden = is_forbidden(scores)
+        allowed = mask.allowed(scores) & ~forbidden
         # A row without a single key is left unmasked and zeroed afterwards: -inf throughout would give NaN.
         reachable = allowed if sink else allowed | ~allowed.any(-1, keepdim=True)
-        logits = at_least_float32(scores).masked_fill(~reachable, float("-inf"))
+        logits = at_least_float32(scores).masked_fill(forbidden, 0.0).masked_fill(~reachable, float("-inf"))
         weights = F.pad(logits, (0, 1)).softmax(-1)[..., :-1] if sink else logits.softmax(-1)
         return weights.where(allowed, 0.0).to(scores.dtype)
 

@@ -1,7 +1,9 @@
 """Checks of masks and padding: nothing but what is real counts."""
 
+import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,38 @@ def padding(s: Subject) -> None:
                 block = real.get(name.removeprefix("gradient of "), torch.tensor(True)).expand_as(found[name])
                 zero(found[name][~block], f"{name} at the padding")
                 close(found[name][block].reshape(wanted.shape), wanted, f"{name}, against unpadded")
+
+
+def forbidden(s: Subject) -> None:
+    """A bias of -inf, or at or below -1e9, forbids: weight 0, and a key that nobody may meet is as a padded one."""
+    if not s.takes_bias:
+        return
+    for case, value in product((s.case("none"), s.case("padding")), (-math.inf, -1e9, torch.finfo(torch.float32).min)):
+        assert case.bias is not None
+        module, mask = s.make(), case.mask or AttentionMask()
+        at = {"entry": (0, slice(None), 0, 1), "row": (0, slice(None), 0), "head": (0, 0, slice(None), 1)}
+        for words, place in {**at, "key": (0, slice(None), slice(None), 1)}.items():
+            bias = case.bias.clone()
+            bias[place] = value
+            found = s.run(module, replace(case, bias=bias, words=f"{case.words}, a bias of {value:g}, one {words}"))
+            finite(found)
+            zero(found["weights"][place], "the weights that it forbids")
+            zero(found["gradient of bias"][place], "the gradient where it forbids")
+            if words == "key" and not case.tied:
+                key = torch.ones(case.k.shape[0], case.k.shape[-2], dtype=torch.bool) if mask.key is None else mask.key
+                key = key.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(False))
+                wanted = s.run(module, replace(case, mask=replace(mask, key=key)))
+                all_close(found, wanted, "against that key padded")
+
+
+def no_tokens(s: Subject) -> None:
+    """No query, no key and no sample are no error: zeros, or nothing."""
+    sizes: list[dict[str, Any]] = [{"batch": 0}, {"queries": 0, "keys": 0}]
+    for given in sizes if s.requires_square else [*sizes, {"queries": 0}, {"keys": 0}]:
+        results = s.run(s.make(), s.case(**given))
+        for name in ("attend", "weights"):
+            zero(results[name], name)
+        finite({name: x for name, x in results.items() if "gradient" in name})
 
 
 def _real(count: int, more: int, left: bool) -> Tensor:

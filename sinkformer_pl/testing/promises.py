@@ -42,12 +42,20 @@ def unit_columns(s: Subject) -> None:
     """With unit_columns and iterations enough (argument `converged`), columns sum to Q/K of the real tokens."""
     if not s.promises.unit_columns:
         return
+    furthest = 0.0
     for case in s.cases(queries=12, keys=9, std=0.3):
         columns = s.run(s.make(factory=s.converged), case)["weights"].sum(-2)
         real = case.allowed().any(-2).double()
         queries = case.allowed().any(-1).sum(-1, keepdim=True)
         wanted = real * queries / real.sum(-1, keepdim=True).clamp(min=1)
-        close(columns, wanted, "sums of columns", tolerance=1e-3)
+        if s.converged is not None:
+            close(columns, wanted, "sums of columns", tolerance=1e-3)
+        furthest = max(furthest, float((columns - wanted).abs().max()))
+    if furthest > 1e-3:
+        s.unchecked.append(
+            f"unit_columns is a claim about the limit; with these arguments a column is off by {furthest:.2g}: to "
+            f"check it, give converged=functools.partial({s.name}, ...) with iterations enough"
+        )
 
 
 def sparse(s: Subject) -> None:

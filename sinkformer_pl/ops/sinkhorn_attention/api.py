@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args, overload
 
 from torch import Tensor
 
+from sinkformer_pl.ops.forbidden import forbid
 from sinkformer_pl.ops.marginals import uniform_marginals
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
@@ -90,7 +91,8 @@ def sinkhorn_attention(
         value: (..., K, Dv), likewise.
         n_iters: half-steps, rows first; 1 is softmax. Odd counts end on rows, so that rows sum to 1 exactly.
         mask: real queries (B, Q) and keys (B, K). What padding holds, if finite, changes nothing; `pairs` is refused.
-        bias: added to the scaled scores, broadcastable to (..., Q, K), finite, differentiable.
+        bias: added to the scaled scores, broadcastable to (..., Q, K), differentiable. Entries of -inf, or at or below
+            -1e9, forbid their pair (`forbid`); what can't be reached with these zeros shows in `marginal_error`.
         scale: of the scores, a number or a tensor (H,) of one a head (axis -3), differentiable; default 1/sqrt(D).
         lam: damping of the column step in [0, 1], a number or a tensor (H,), differentiable; see `sinkhorn`.
         gradient: "unrolled", exact for these half-steps; "implicit", of the converged plan, at a cost that doesn't
@@ -115,6 +117,8 @@ def sinkhorn_attention(
         Sander et al. 2022 (sander2022sinkformers); docs/fast_attention.md derives the closed form.
     """
     _check(query, key, value, gradient, backend)
+    if not (query.numel() and key.numel()):
+        return _without_tokens(query, key, value, return_info)
     with no_autocast(query):
         problem = _problem(query, key, value, n_iters, mask or AttentionMask(), bias, scale, lam, gradient)
         problem = problem._replace(with_info=return_info, kept=_kept(problem, backend))
@@ -126,6 +130,17 @@ def sinkhorn_attention(
         return output
     f, g = f.reshape(*leading, query.shape[-2]), g.reshape(*leading, key.shape[-2])
     return output, SinkhornInfo(f, g, residual.reshape(leading))
+
+
+def _without_tokens(
+    query: Tensor, key: Tensor, value: Tensor, return_info: bool
+) -> Tensor | tuple[Tensor, SinkhornInfo]:
+    """Attend from no query or to no key: zeros, of which the gradients are zeros."""
+    output = (query @ key.mT) @ value
+    if not return_info:
+        return output
+    f, g = (at_least_float32(tensor.detach()).new_zeros(tensor.shape[:-1]) for tensor in (query, key))
+    return output, SinkhornInfo(f, g, f.new_zeros(query.shape[:-2]))
 
 
 def _kept(p: Problem, backend: str) -> bool:
@@ -166,16 +181,17 @@ def _problem(
     require_lam(lam)
     if gradient == "implicit" and n_iters < 2:
         raise ValueError("gradient='implicit' needs n_iters of at least 2: one half-step has no column step")
-    query, key, value = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
     leading, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
+    # Marginals and masks look at the shape of the scores alone, which are not formed.
+    like_scores = at_least_float32(query.new_empty(())).expand(*leading, queries, keys)
+    bias, mask = forbid(bias, mask, like_scores)
+    query, key, value = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if isinstance(scale, Tensor):
         query, scale = query * per_head(scale.to(query.dtype)), 1.0
     rows = columns = None
     log_ratio: float | Tensor = math.log(max(queries, 1) / max(keys, 1))
     if not (mask.query is mask.key is mask.pairs is None):
-        # Marginals look at the shape of the scores alone, which are not formed.
-        like_scores = query.new_empty(()).expand(*leading, queries, keys)
         _, log_column, rows, columns = uniform_marginals(like_scores, mask)
         log_ratio = log_column[..., :1].expand(*leading, 1, 1).reshape(-1, 1, 1)
     if rows is not None and columns is not None:
@@ -183,6 +199,10 @@ def _problem(
         columns = columns.expand(*leading, 1, keys).reshape(-1, keys, 1)
     if bias is not None:
         bias = bias.to(query.dtype).expand(*leading, queries, keys).reshape(-1, queries, keys)
+        if rows is not None and columns is not None:
+            # A query or key without a pair left in its head has no mass there.
+            met = rows & columns.mT & ~bias.isneginf()
+            rows, columns = met.any(-1, keepdim=True), met.any(-2, keepdim=True).mT
     if isinstance(lam, Tensor):
         lam = lam.to(query.dtype).reshape(*lam.shape, 1, 1).expand(*leading, 1, 1).reshape(-1, 1, 1)
     return Problem(
