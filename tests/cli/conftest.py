@@ -1,5 +1,6 @@
 """A run small enough to be made in a second, and the command line inside this process."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,24 @@ TINY = {
 }
 
 Run = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the runs of one training of the tiny run, for tests that look at it or copy it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", "tiny.yaml"])
+    return folder / "runs"
+
+
+@pytest.fixture
+def trained(tiny_runs: Path, tmp_path: Path) -> Path:
+    """Return the folder of a tiny run in the folder of the test, as `fit` would have left it there."""
+    shutil.copytree(tiny_runs, tmp_path / "runs")
+    return tmp_path / "runs/tiny/version_0"
 
 
 @pytest.fixture

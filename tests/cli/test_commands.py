@@ -117,8 +117,7 @@ def test_checkpoint_alone_is_enough_and_flags_override_it(tiny, run, tmp_path):
     assert sinkhorn["metrics"]["test/loss"] != softmax["metrics"]["test/loss"]
 
 
-def test_predictions_are_one_row_a_sample(tiny, run, tmp_path):
-    run("fit", "--config", tiny)
+def test_predictions_are_one_row_a_sample(trained, tiny, run, tmp_path):
     printed = run("predict", "--ckpt_path", "best", "--name", "tiny")
     path = tmp_path / "runs/tiny/version_0/predictions.csv"
     assert "predictions.csv" in printed
@@ -166,9 +165,8 @@ def test_last_goes_on_in_its_folder_and_is_an_error_without_one(tiny, run, fail,
 
 
 def test_a_checkpoint_goes_on_in_its_folder_from_anywhere_but_under_its_own_name_and_network(
-    tiny, run, tmp_path, monkeypatch
+    trained, tiny, run, tmp_path, monkeypatch
 ):
-    run("fit", "--config", tiny)
     last = str(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

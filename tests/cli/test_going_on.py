@@ -60,8 +60,7 @@ def test_the_middle_of_an_epoch_needs_the_same_processes():
     ResumeState().on_load_checkpoint(trainer, None, {RESUME_KEY: {**saved, "batch": 0}})
 
 
-def test_another_length_of_the_schedule_is_said(tiny, run, caplog):
-    run("fit", "--config", tiny)
+def test_another_length_of_the_schedule_is_said(trained, tiny, run, caplog):
     with caplog.at_level("INFO"):
         run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
     assert "goes on as in a training of 4 steps; up to the checkpoint it was that of one of 2 steps" in caplog.text
@@ -106,8 +105,7 @@ def test_patience_that_ended_before_the_least_number_of_epochs_ends_nothing(tiny
     assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 5
 
 
-def test_newer_runs_without_a_checkpoint_are_passed_over_with_a_word(tiny, run, tmp_path):
-    run("fit", "--config", tiny)
+def test_newer_runs_without_a_checkpoint_are_passed_over_with_a_word(trained, tiny, run, tmp_path):
     (tmp_path / "runs/tiny/version_1").mkdir()
     with pytest.warns(UserWarning, match=r"last is runs/tiny/version_0/.*; newer, and without one: version_1"):
         run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
@@ -165,8 +163,7 @@ with locked(Path("runs/tiny/version_0/.lock"), "taken"):
 """
 
 
-def test_two_processes_do_not_train_in_one_folder(tiny, run, fail, tmp_path):
-    run("fit", "--config", tiny)
+def test_two_processes_do_not_train_in_one_folder(trained, tiny, run, fail, tmp_path):
     other = commands.start("-c", HOLDING, cwd=tmp_path)
     while not (tmp_path / "held").exists():
         assert other.exitcode is None

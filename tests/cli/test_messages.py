@@ -358,8 +358,7 @@ class Malicious:
         return (Path.touch, (Path("owned"),))
 
 
-def test_wrong_checkpoints(tiny, run, fail, tmp_path):
-    run("fit", "--config", tiny)
+def test_wrong_checkpoints(trained, tiny, fail, tmp_path):
     good = (tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(good[: len(good) // 2])
     (tmp_path / "text.ckpt").write_text("no checkpoint")
@@ -401,8 +400,7 @@ def test_checkpoints_that_name_what_they_may_not_or_what_is_gone(tiny, run, fail
     assert not (tmp_path / "owned").exists()
 
 
-def test_checkpoints_put_together_by_hand(tiny, run, fail, tmp_path):
-    run("fit", "--config", tiny)
+def test_checkpoints_put_together_by_hand(trained, tiny, fail, tmp_path):
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     content = torch.load(last, weights_only=True)
     weights = content["state_dict"]
@@ -436,14 +434,12 @@ def test_checkpoints_put_together_by_hand(tiny, run, fail, tmp_path):
     assert "it has weights alone" in fail("fit", "--ckpt_path", "odd.ckpt")
 
 
-def test_a_state_that_would_bring_back_other_arguments_of_the_optimizer_is_not_gone_on_with(tiny, run, fail):
-    run("fit", "--config", tiny)
+def test_a_state_that_would_bring_back_other_arguments_of_the_optimizer_is_not_gone_on_with(trained, tiny, fail):
     message = fail("fit", "--config", tiny, "--ckpt_path", "last", "--model.optimizer.lr", "0.5")
     assert "optimizer.lr is 0.003 in the checkpoint, whose optimizer goes on with that, and 0.5 here" in message
 
 
-def test_no_room_for_results_is_noticed_before_they_are_made(tiny, run, fail):
-    run("fit", "--config", tiny)
+def test_no_room_for_results_is_noticed_before_they_are_made(trained, tiny, fail):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -476,8 +472,7 @@ def test_null_where_an_annotation_does_not_say(tiny, run, tmp_path, monkeypatch)
     run("fit", "--config", tiny, "--model.schedule", "lenient.Lenient", *nulls)
 
 
-def test_limits_under_which_nothing_is_evaluated(tiny, run, fail):
-    run("fit", "--config", tiny)
+def test_limits_under_which_nothing_is_evaluated(trained, tiny, fail):
     for command, name in (("validate", "val"), ("test", "test"), ("predict", "predict")):
         limit = f"trainer.limit_{name}_batches"
         assert f"{limit} 0: of 1 batches none" in fail(
@@ -485,8 +480,7 @@ def test_limits_under_which_nothing_is_evaluated(tiny, run, fail):
         )
 
 
-def test_checkpoint_of_another_model_names_what_differs(tiny, run, fail, tmp_path):
-    run("fit", "--config", tiny)
+def test_checkpoint_of_another_model_names_what_differs(trained, tiny, fail, tmp_path):
     checkpoint = str(tmp_path / "runs/tiny/version_0/checkpoints/best.ckpt")
     message = fail("test", "--ckpt_path", checkpoint, "--model.backbone.dim", "16")
     assert "backbone.blocks.0.gather.attention.key.bias is (8,) in the checkpoint and (16,) in the model" in message

@@ -101,7 +101,7 @@ def test_a_bad_table_is_named_before_anything_is_written(fail, tmp_path, content
 
 
 def test_a_text_model_reads_other_data_through_its_own_tokenizer(run, tmp_path):
-    run("fit", "--config", str(CONFIGS / "text.yaml"), *SHORT, *SMALL)
+    run("fit", "--config", str(CONFIGS / "text.yaml"), *SHORT, *SMALL, "--trainer.limit_train_batches", "3")
     run("test", "--ckpt_path", "best", "--name", "text")
     result = tmp_path / "runs/text/version_0/test.json"
     wanted = json.loads(result.read_text())["metrics"]["test/loss"]

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -267,3 +269,14 @@ def test_a_signal_before_the_training_ends_the_process(points):
     printed = points.fit("early", "--data", "witness.Unhurried", status=128 + signal.SIGTERM)
     assert printed.splitlines()[-1] == "stopped by SIGTERM"
     assert not (points.folder / "runs/early").exists()
+
+
+@pytest.mark.slow
+def test_kills_and_stops_at_random_moments_change_nothing(tmp_path):
+    trial = Path(__file__).parents[1] / "trials/kill_and_resume.py"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    argv = ["--config", "tiny.yaml", "--kills", "4", "--signals", "KILL,TERM", "--trainer.max_epochs", "4"]
+    argv += ["--data.train_size", "480", "--data.batch_size", "8"]
+    done = subprocess.run([sys.executable, str(trial), *argv], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "equal to the last bit"
