@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinkformer_pl.data.texts import docstrings
 
+@pytest.fixture(scope="session")
+def documentation_read_once() -> Iterator[None]:
+    """Keep what `Docstrings` reads of Python's own files, which takes two seconds each time."""
+    from sinkformer_pl.data.texts import docstrings
 
-@pytest.fixture(scope="session", autouse=True)
-def documentation_is_read_once() -> Iterator[None]:
-    """Keep what is read of Python's own files, which takes two seconds each time."""
     read = docstrings._docstrings
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(docstrings, "_docstrings", functools.cache(lambda file: list(read(file))))

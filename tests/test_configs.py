@@ -11,6 +11,8 @@ import pytest
 
 from sinkformer_pl.cli import main
 
+pytestmark = pytest.mark.usefixtures("documentation_read_once")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(
     str(path.relative_to(CONFIGS))

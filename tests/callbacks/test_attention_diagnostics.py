@@ -25,6 +25,8 @@ from sinkformer_pl.normalizations import Entmax, Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
 from tests import commands
 
+pytestmark = pytest.mark.usefixtures("documentation_read_once")
+
 POINTCLOUD = str(Path(__file__).parents[2] / "configs/pointcloud.yaml")
 SETS = partial(SetTransformer, dim=8, num_heads=2, depth=1, inducing_points=4, dropout=0.1)
 

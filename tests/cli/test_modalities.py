@@ -10,6 +10,8 @@ from PIL import Image
 
 from sinkformer_pl.data import Docstrings, TextTable
 
+pytestmark = pytest.mark.usefixtures("documentation_read_once")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 SMALL = ["--model.backbone.dim", "16", "--model.backbone.num_heads", "2", "--model.backbone.depth", "1"]

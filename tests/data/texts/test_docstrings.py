@@ -14,6 +14,8 @@ from sklearn.svm import LinearSVC
 from sinkformer_pl.data.texts.docstrings import AREAS, Docstrings
 from sinkformer_pl.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("documentation_read_once")
+
 
 @pytest.fixture(scope="module")
 def data() -> Docstrings:
