@@ -54,7 +54,8 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
         base: what the factory must make an instance of.
 
     Raises:
-        UserError: the class can't be imported, or an argument that is a spec has no such annotation.
+        UserError: the class can't be imported, an argument that is a spec has no such annotation, or an argument
+            without a default is None, which its annotation doesn't say that it may be: it wasn't given.
         TypeError: it isn't a `base`.
     """
     if not isinstance(factory, Mapping):
@@ -62,11 +63,23 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     cls = import_class(factory["class_path"])
     if not issubclass(cls, base):
         raise TypeError(f"{factory['class_path']} is no {base.__name__}")
+    given = factory.get("init_args") or {}
+    for name in given:
+        if given[name] is None and not _takes_none(cls, name):
+            raise UserError(f"{cls.__name__} needs {name}, which isn't given: give a value, or the argument a default")
     arguments = {
         name: as_factory(value, _made_by(cls, name)) if isinstance(value, Mapping) and "class_path" in value else value
-        for name, value in factory.get("init_args", {}).items()
+        for name, value in given.items()
     }
     return functools.partial(cls, **arguments)
+
+
+def _takes_none(cls: type, name: str) -> bool:
+    parameter = parameters_of(cls).get(name)
+    if parameter is None or parameter.default is not parameter.empty:
+        return True
+    annotation = parameter.annotation
+    return "None" in str(annotation) or "Optional" in str(annotation) or annotation is Any
 
 
 def _made_by(cls: type, name: str) -> type:

@@ -11,13 +11,16 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
 
 from sinkformer_pl.batch import collate
 from sinkformer_pl.cli.messages import closest
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.models import AttentionCore
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.testing import rehearse
 from sinkformer_pl.training import lightning_state
 
 LEAST = {
@@ -187,14 +190,29 @@ def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
     return any(state.get("wait_count", 0) >= state.get("patience", math.inf) for state in states)
 
 
+def rehearse_normalizations(model: nn.Module) -> None:
+    """Rehearse each class of normalization in a network, on the first layer that has it.
+
+    Raises:
+        UserError: one breaks a rule of its contract.
+    """
+    cores: dict[type, AttentionCore] = {}
+    for module in model.modules():
+        if isinstance(module, AttentionCore):
+            cores.setdefault(type(module.normalization), module)
+    for core in cores.values():
+        rehearse(core.normalization, core.num_heads, core.head_dim)
+
+
 def try_samples(model: Classifier, data: ClassificationData, command: str) -> None:
-    """Pass a few samples through the network, for what it says of data that it wasn't built for.
+    """Rehearse the normalizations, and pass a few samples through the network, which says what data it isn't built for.
 
     Args:
         model: the task.
         data: set up.
         command: whose splits the samples are from.
     """
+    rehearse_normalizations(model)
     with isolate_rng(), evaluating(model):
         for dataset in (data.datasets[split] for split in SPLITS[command]):
             for place in dataset.extremes:

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from sinkformer_pl.errors import UserError
@@ -48,7 +50,8 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     """Import the modules that installed packages announce as entry points, then the given ones.
 
     Args:
-        modules: dotted names, importable from the current folder or the environment. Importing runs their code.
+        modules: dotted names, importable from the current folder or the environment, or files, `./my_norm.py`.
+            Importing runs their code. A file's folder becomes importable, and its module's name is that of the file.
 
     Raises:
         UserError: a module can't be found, or importing it fails.
@@ -57,16 +60,36 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
         entry_point.load()
     for module in modules:
         try:
-            importlib.import_module(module)
+            if module.endswith(".py"):
+                _import_file(module)
+            else:
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
                 raise UserError(f"--plugins {module}: importing it failed: {error}") from error
             raise UserError(
                 f"--plugins {module}: no module of this name; give a dotted name that Python can import from here, "
-                "without .py"
+                f"or a file, ./{module}.py"
             ) from None
+        except UserError:
+            raise
         except Exception as error:  # A user's module can raise anything.
             raise UserError(f"--plugins {module}: importing it failed: {type(error).__name__}: {error}") from error
+
+
+def _import_file(module: str) -> None:
+    path = Path(module).absolute()
+    if not path.is_file():
+        raise UserError(f"--plugins {module}: no such file; give its path from {Path.cwd()}, or a module's dotted name")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    importlib.invalidate_caches()
+    found = importlib.import_module(path.stem)
+    if not getattr(found, "__file__", None) or not path.samefile(found.__file__):  # type: ignore[arg-type]
+        raise UserError(
+            f"--plugins {module}: {path.stem} is the name of another module, {getattr(found, '__file__', 'built in')}; "
+            "rename the file"
+        )
 
 
 def _path(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""The contract of a normalization as one call, for this package's own classes and for yours."""
+"""Test the contract of a normalization in one call, for this package's own classes and for yours."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,9 +7,10 @@ import torch
 
 from sinkformer_pl.normalizations.contract import NormalizationFactory
 from sinkformer_pl.testing import engineering, interface, masking, numbers, promises
+from sinkformer_pl.testing.rehearsal import rehearse
 from sinkformer_pl.testing.subject import Subject
 
-__all__ = ["check_normalization"]
+__all__ = ["check_normalization", "rehearse"]
 
 _CHECKS = (  # in this order, so that what is reported is the cause: interface.instances sets what all others use
     *(interface.instances, interface.shapes, promises.refusals),
