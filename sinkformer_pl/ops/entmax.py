@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.forbidden import is_forbidden
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 

@@ -11,21 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask
-
-FORBIDDEN = -9.98e8
-"""The bound: -1e9, rounded to bfloat16."""
-
-
-def is_forbidden(values: Tensor) -> Tensor:
-    """Find the entries that forbid their pair, as a bool tensor of the same shape; NaN doesn't.
-
-    Raises:
-        TypeError: not a float tensor.
-    """
-    if not values.is_floating_point():
-        raise TypeError(f"a bias must be a float tensor, got {values.dtype}: give a bool mask as AttentionMask")
-    return values <= max(FORBIDDEN, torch.finfo(values.dtype).min)
+from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
 
 
 def forbid(bias: Tensor | None, mask: AttentionMask | None, scores: Tensor) -> tuple[Tensor | None, AttentionMask]:

@@ -71,7 +71,7 @@ def low_rank_sinkhorn(
     if mask.pairs is not None:
         raise NotImplementedError(
             "LowRankSinkhorn never forms the pairs of queries and keys, so it can't forbid some; use Softmax, or a "
-            "mask of queries and keys alone"
+            "mask of queries and keys alone (AttentionMask.from_padding)"
         )
     q, k, _ = mask.without_padding(q, k, k)
     with no_autocast(q):

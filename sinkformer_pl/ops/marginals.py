@@ -40,7 +40,8 @@ def uniform_marginals(scores: Tensor, mask: AttentionMask) -> Marginals:
     if mask.pairs is not None:
         raise NotImplementedError(
             "Sinkhorn can't honour forbidden pairs: a doubly stochastic matrix with that pattern may not exist (the "
-            "only causal one is the identity); use Softmax, or a mask of queries and keys alone"
+            "only causal one is the identity); use Softmax, or a mask of queries and keys alone, which "
+            "AttentionMask.from_padding makes of padding"
         )
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if mask.query is None and mask.key is None:

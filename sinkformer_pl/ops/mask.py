@@ -1,9 +1,23 @@
-"""Which queries and keys of each sample are real, and which pairs of them may meet."""
+"""Masks: the real queries and keys of each sample, and the pairs of them that may meet."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+FORBIDDEN = -9.98e8
+"""The bound: -1e9, rounded to bfloat16."""
+
+
+def is_forbidden(values: Tensor) -> Tensor:
+    """Find the entries that forbid their pair, as a bool tensor of the same shape; NaN doesn't.
+
+    Raises:
+        TypeError: not a float tensor.
+    """
+    if not values.is_floating_point():
+        raise TypeError(f"a bias must be a float tensor, got {values.dtype}: give a bool mask as AttentionMask")
+    return values <= max(FORBIDDEN, torch.finfo(values.dtype).min)
 
 
 @dataclass(frozen=True)
@@ -11,7 +25,8 @@ class AttentionMask:
     """The one form of a mask in this package. True = real, None = all real.
 
     A plain (B, 1, Q, K) tensor can't tell a padded query from one without a key, and the marginals of a transport
-    plan need the real counts; so queries and keys are kept apart.
+    plan need the real counts; so queries and keys are kept apart. `from_padding` and `from_attention_mask` make one of
+    the forms that other libraries use.
 
     Attributes:
         query: (B, Q) bool, the queries of each sample that are real.
@@ -38,6 +53,72 @@ class AttentionMask:
                 raise TypeError(f"AttentionMask.{name} must be a bool tensor with True = real, got {kind}")
             if entry.ndim != axes:
                 raise ValueError(f"AttentionMask.{name} must have {axes} axes, got shape {tuple(entry.shape)}")
+
+    @classmethod
+    def from_padding(cls, *, real: Tensor | None = None, padding: Tensor | None = None) -> "AttentionMask":
+        """Make the mask of padded sequences that attend to themselves: for queries and keys alike.
+
+        For sequences that attend to others it is `AttentionMask(query=..., key=...)`, each with True = real.
+
+        Args:
+            real: (B, N), (B, 1, N) or (B, 1, 1, N), bool or 0 and 1, True or 1 at real tokens, as tokenizers give it.
+            padding: the same with True at padding, as the `key_padding_mask` of PyTorch. One of the two.
+
+        Raises:
+            ValueError: both or neither; a shape that says more than which tokens are real.
+            TypeError: neither bool nor whole numbers.
+        """
+        tokens = _one_of({"real": real, "padding": padding})
+        if tokens.ndim > 2 and tokens.ndim <= 4 and all(size == 1 for size in tokens.shape[1:-1]):
+            tokens = tokens.flatten(0, -2)
+        if tokens.ndim != 2:
+            raise ValueError(
+                f"a padding mask must be (B, N) or (B, 1, 1, N), got {tuple(tokens.shape)}: use from_attention_mask "
+                "for pairs of queries and keys"
+            )
+        return cls(tokens, tokens)
+
+    @classmethod
+    def from_attention_mask(
+        cls,
+        *,
+        allowed: Tensor | None = None,
+        forbidden: Tensor | None = None,
+        additive: Tensor | None = None,
+        padding_only: bool = False,
+        self_attention: bool = True,
+    ) -> "AttentionMask":
+        """Make a mask of one that is broadcast to the scores: (Q, K), (B, Q, K), (B, 1, 1, K) or (B, H, Q, K).
+
+        A mask of the keys alone, (B, 1, 1, K), is padding: it gives `key`, and `query` too under self-attention, so
+        that padded queries spend no mass. Any other gives `pairs`, which transport plans refuse.
+
+        Args:
+            allowed: True where a pair may meet, as in `scaled_dot_product_attention`.
+            forbidden: True where it may not, as the `attn_mask` of `torch.nn.MultiheadAttention`.
+            additive: float, 0 where a pair may meet, and -inf, or -1e9 and less, where not. One of the three.
+            padding_only: the pairs are those of real queries and real keys, and nothing else is forbidden: gives
+                `query` and `key` and no `pairs`.
+            self_attention: queries and keys are the same tokens.
+
+        Raises:
+            ValueError: not one of the three; a shape of another kind. On the CPU, where looking waits for no device,
+                also an additive mask with other numbers, which is a bias, and `padding_only` where more is forbidden.
+            TypeError: a dtype of another kind.
+        """
+        pairs = _one_of({"allowed": allowed, "forbidden": forbidden, "additive": additive})
+        if pairs.ndim not in (2, 3, 4):
+            raise ValueError(f"an attention mask must have 2, 3 or 4 axes, (B, H, Q, K), got {tuple(pairs.shape)}")
+        pairs = pairs[None, None] if pairs.ndim == 2 else pairs[:, None] if pairs.ndim == 3 else pairs
+        if pairs.shape[1] == pairs.shape[2] == 1:
+            key = pairs[:, 0, 0]
+            return cls(key if self_attention else None, key)
+        if not padding_only:
+            return cls(pairs=pairs)
+        query, key = pairs.any((1, 3)), pairs.any((1, 2))
+        if _can_look(pairs) and not pairs.equal((query[:, None, :, None] & key[:, None, None]).expand_as(pairs)):
+            raise ValueError("padding_only=True, but the mask forbids pairs of real queries and keys: leave it out")
+        return cls(query, key)
 
     def without_padding(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys (..., Q or K, D) and values (..., K, Dv) with zeros at padded tokens.
@@ -85,6 +166,32 @@ class AttentionMask:
         met = self.keys_met(scores)
         dtype = torch.promote_types(scores.dtype, torch.float32)
         return (self.key_row(scores) if met is None else met).sum(-1, keepdim=True).clamp(min=1).to(dtype)
+
+
+def _one_of(given: dict[str, Tensor | None]) -> Tensor:
+    """Turn the one mask that is given, by name, into a bool tensor with True = may meet."""
+    names = [name for name, tensor in given.items() if tensor is not None]
+    if len(names) != 1:
+        raise ValueError(f"give one of {', '.join(f'{name}=' for name in given)}, got {' and '.join(names) or 'none'}")
+    name, tensor = names[0], given[names[0]]
+    assert tensor is not None
+    if name == "additive":
+        closed = is_forbidden(tensor)
+        if _can_look(tensor) and not (closed | (tensor == 0)).all():
+            raise ValueError("additive= has numbers beside 0 and -inf: give it as the bias of attention instead")
+        return ~closed
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise TypeError(f"{name}= must be bool, or 0 and 1, got {tensor.dtype}: a float mask is additive=")
+    if tensor.dtype != torch.bool:
+        if _can_look(tensor) and not ((tensor == 0) | (tensor == 1)).all():
+            raise ValueError(f"{name}= must be bool, or 0 and 1, got other numbers")
+        tensor = tensor != 0
+    return ~tensor if name in ("padding", "forbidden") else tensor
+
+
+def _can_look(tensor: Tensor) -> bool:
+    """Whether values can be read without a wait for a GPU or a cut through a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def causal_pairs(queries: int, keys: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -69,7 +69,7 @@ def sliced_transport(
     if mask.pairs is not None:
         raise NotImplementedError(
             "SlicedTransport matches equal ranks and can't honour forbidden pairs; use Softmax, or a mask of queries "
-            "and keys alone"
+            "and keys alone (AttentionMask.from_padding)"
         )
     q, k, v = mask.without_padding(q, k, v)
     with no_autocast(q):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch import Tensor
 
-from sinkformer_pl.ops.forbidden import forbid_pairs, is_forbidden
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.forbidden import forbid_pairs
+from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 EPSILON = 1e-6

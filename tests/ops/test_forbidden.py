@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sinkformer_pl.ops import AttentionMask
-from sinkformer_pl.ops.forbidden import forbid, forbid_pairs, is_forbidden
+from sinkformer_pl.ops.forbidden import forbid, forbid_pairs
+from sinkformer_pl.ops.mask import is_forbidden
 
 SCORES = torch.zeros(2, 3, 4, 5)
 
