@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "models": {"normalizations", "ops", "errors"},
     "tasks": {"models", "normalizations", "training", "batch", "errors", "factories"},
     "data": {"training", "batch", "errors"},
-    "callbacks": {"training", "diagnostics", "batch", "errors"},
+    "callbacks": {"training", "diagnostics", "models", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},
     "testing": {"normalizations", "ops", "errors"},
     "benchmark": {"models", "normalizations", "ops", "errors"},
