@@ -54,6 +54,8 @@ def run(
     """
     with tempfile.TemporaryDirectory() as place:
         out, err = Path(place, "out"), Path(place, "err")
+        for path in (out, err):
+            path.touch()
         child = start(*argv, cwd=cwd, env=env, first=first, out=out, err=err)
         child.join(timeout)
         if child.exitcode is None:

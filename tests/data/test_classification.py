@@ -225,7 +225,7 @@ def test_batches_come_from_processes_and_pinned_memory_where_there_is_a_gpu(monk
     assert loader(data(pin_memory=True), on("cpu")).pin_memory
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_pinned(workers):
     module = data(num_workers=workers)

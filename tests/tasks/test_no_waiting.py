@@ -104,7 +104,7 @@ def test_what_waits_is_seen():
     assert watch.looks.found == ["_local_scalar_dense"] * 10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("normalization", [Softmax, Sinkhorn])
 def test_no_step_waits_for_the_gpu(precision, normalization):

@@ -129,10 +129,10 @@ def test_the_head_of_a_text_is_kept_and_what_was_cut_is_counted_once(caplog):
 @pytest.mark.parametrize("line", ["word " * 2_000_000, "a" * 10_000_000])
 def test_a_text_of_ten_megabytes_costs_no_more_than_its_head(line):
     train = corpus(0, 20)
-    began = time.perf_counter()
+    began = time.process_time()
     data = ready(train=train._replace(texts=[line, *train.texts[1:]]), test=Texts([line], torch.tensor([0]), ["x"]))
     assert len(inputs(data)[0]) <= 24
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
