@@ -30,11 +30,11 @@ LARGER = ["--data.train_size", "80", "--data.batch_size", "16"]
 def stopped(tiny, run, monkeypatch, capfd):
     """A run that was stopped before its third step of five."""
 
-    def agreed(trainer, received, late):
+    def agreed(callback, trainer, received, late):
         return 15 if trainer.global_step == 2 else 0, late
 
     with monkeypatch.context() as patch:
-        patch.setattr("sinkformer_pl.training.last_checkpoint._agreed", agreed)
+        patch.setattr(LastCheckpoint, "_agreed", agreed)
         with pytest.raises(Stopped) as stopped:
             run("fit", "--config", tiny, *LARGER)
     assert stopped.value.code == 143
