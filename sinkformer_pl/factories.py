@@ -1,9 +1,11 @@
 """Factories as plain data, so that a checkpoint holds no objects: {"class_path": ..., "init_args": {...}}."""
 
+import ast
 import functools
 import importlib
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_origin
 
@@ -84,11 +86,8 @@ def _takes_none(cls: type, name: str) -> bool:
 
 def _made_by(cls: type, name: str) -> type:
     """What a factory makes that is an argument of a class."""
-    owner = next((parent for parent in cls.__mro__ if name in inspect.signature(parent).parameters), cls)
-    try:
-        annotation = inspect.signature(owner, eval_str=True).parameters[name].annotation
-    except (KeyError, NameError):  # No such argument, or an annotation that only a type checker can resolve.
-        annotation = None
+    parameter = parameters_of(cls).get(name)
+    annotation = None if parameter is None else parameter.annotation
     for hint in (annotation, *get_args(annotation)):
         if get_origin(hint) is Callable and inspect.isclass(made := get_args(hint)[-1]):
             return made
@@ -129,15 +128,42 @@ def readable(spec: Mapping[str, Any]) -> str:
 
 
 def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
-    """What a class takes, by name; behind its **kwargs are its parents' parameters."""
+    """Return what a class takes, by name; behind its **kwargs are its parents' parameters.
+
+    Left out are those of the parents that its own `__init__` gives them. Annotations are evaluated where they can be.
+    """
     found: dict[str, inspect.Parameter] = {}
+    given: set[str] = set()
     for ancestor in cls.__mro__:
-        parameters = inspect.signature(ancestor).parameters.values()
+        parameters = _signature(ancestor).values()
         named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        found = named | found
+        # A required parameter of a parent is given by position.
+        inherited = {n: p for n, p in named.items() if ancestor is cls or (n not in given and p.default is not p.empty)}
+        found |= {n: p for n, p in inherited.items() if n not in found}
         if len(named) == len(parameters):
             break
+        given |= _given_to_parents(ancestor)
     return found
+
+
+def _signature(cls: type) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(cls, eval_str=True).parameters
+    except NameError:  # An annotation that only a type checker can resolve.
+        return inspect.signature(cls).parameters
+    except ValueError:  # A class of C.
+        return {}
+
+
+def _given_to_parents(cls: type) -> set[str]:
+    """Names of the arguments in `super().__init__(name=...)`, read in the source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls.__init__)))  # type: ignore[misc]
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    to_parents = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
+    return {keyword.arg for call in to_parents for keyword in call.keywords if keyword.arg is not None}
 
 
 def import_class(path: str) -> type:

@@ -23,7 +23,7 @@ from sinkformer_pl.benchmark import (
     measure,
     measure_waiting,
 )
-from sinkformer_pl.cli.options import OptionParser
+from sinkformer_pl.cli.option_parser import OptionParser
 from sinkformer_pl.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

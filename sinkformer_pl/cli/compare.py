@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from sinkformer_pl.cli.arguments import Arguments, split_off
-from sinkformer_pl.cli.options import OptionParser
-from sinkformer_pl.cli.training import TrainingCLI, run_training
+from sinkformer_pl.cli.layers import lookup, module_names, split_off
+from sinkformer_pl.cli.option_parser import OptionParser
+from sinkformer_pl.cli.run import Run, handled_signals
+from sinkformer_pl.cli.settings import Given, read_settings
+from sinkformer_pl.cli.validate import Spec
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.training.atomic_file import replacing
 from sinkformer_pl.training.folder_lock import locked
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, local_folder, require_name, versions
-from sinkformer_pl.training.signals import StopSignals
 
 RECORD = "comparison.json"
 
@@ -62,27 +62,28 @@ def run_compare(argv: Sequence[str]) -> None:
     options, rest = _parse(argv)
     rest, (name,) = _without(rest, "--name")
     rest, (root,) = _without(rest, "--trainer.default_root_dir")
-    arguments = Arguments.of(["fit", *rest])
-    _require_fair(arguments)
-    load_plugins(arguments.plugins)
-    name = name or f"{arguments.given('name') or DEFAULT_NAME}-compare"
+    given = Given.read(rest)
+    _require_fair(given)
+    request = {"files": [content for _, content in given.configs], "flags": split_off(rest, ("--config", "-c"))[1]}
+    load_plugins(module_names(given.layers.get("plugins")))
+    name = name or f"{given.layers.get('name', DEFAULT_NAME)}-compare"
     require_name(name)
-    folder = (local_folder(root) if root else arguments.root) / name
-    arms = read_arms(options.normalizations, _configured(arguments))
+    folder = (local_folder(root) if root else given.root) / name
+    arms = read_arms(options.normalizations, _configured(given))
     seeds = _seeds(options.seeds)
     shared = ("--trainer.enable_progress_bar", "false", *rest)
     trials = [Trial(arm, seed, folder, shared) for seed in seeds for arm in arms]
-    _require_same(folder, arguments)
+    _require_same(folder, request)
     left = [trial for trial in trials if not trial.done]
     if left:
-        run_training(["fit", *left[0].arguments], cli=partial(_Rehearsal, not options.dry_run))
+        _rehearse(left[0], build=not options.dry_run)
     if options.dry_run:
         for trial in left:
             print(trial.line())
         if not left:
             print(f"nothing to do: all {len(trials)} runs in {folder} are done", file=sys.stderr)
         return
-    failed = _run(trials, folder, arguments, options.jobs)
+    failed = _run(trials, folder, request, options.jobs)
     ordered = sorted(trials, key=lambda trial: arms.index(trial.arm))
     results = [read_result(trial, failed=trial.name in failed) for trial in ordered]
     command = shlex.join(["python", "-m", "sinkformer_pl", "compare", *argv])
@@ -98,27 +99,22 @@ def run_compare(argv: Sequence[str]) -> None:
         )
 
 
-class _Rehearsal(TrainingCLI):
-    """What `fit` does with its arguments before it reads data: what is wrong with them is wrong with all runs."""
+def _rehearse(trial: Trial, *, build: bool) -> None:
+    """Do what `fit` does with its arguments before it reads data: what is wrong with them is wrong with all runs.
 
-    def __init__(self, build: bool, arguments: Arguments, signals: StopSignals) -> None:
-        self.build = build
-        super().__init__(arguments, signals)
-
-    def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
-        _require_tested(self.config["fit"]["trainer"])
-
-    def instantiate_classes(self) -> None:
-        # The runs of --dry-run may be for a machine with a GPU that this one lacks.
-        if self.build:
-            super().instantiate_classes()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+    Args:
+        trial: one of the runs.
+        build: whether to build data, task and trainer; the runs of --dry-run may be for a machine with a GPU that this
+            one lacks.
+    """
+    with handled_signals() as signals:
+        settings = read_settings("fit", trial.arguments)
+        _require_tested(settings.run["trainer"])
+        if build:
+            Run.build(settings, signals)
 
 
-def _run(trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int) -> dict[str, str]:
+def _run(trials: Sequence[Trial], folder: Path, request: Mapping[str, Any], jobs: int) -> dict[str, str]:
     signal.signal(signal.SIGTERM, _leave)
     with contextlib.ExitStack() as held:
         try:
@@ -128,7 +124,7 @@ def _run(trials: Sequence[Trial], folder: Path, arguments: Arguments, jobs: int)
                 "stop it"
             )
             lock = held.enter_context(locked(folder / "lock", refusal))
-            _write_record(folder, arguments)
+            _write_record(folder, request)
         except OSError as error:
             raise UserError(
                 f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
@@ -170,17 +166,16 @@ def _without(argv: Sequence[str], option: str) -> tuple[list[str], list[str | No
     return others, [values[-1] if values else None]
 
 
-def _require_fair(arguments: Arguments) -> None:
-    if not arguments.configs:
+def _require_fair(given: Given) -> None:
+    if not given.configs:
         raise UserError("compare needs to know what to train: give --config FILE, such as configs/pointcloud.yaml")
-    for flag in arguments.flags:
-        option = flag.partition("=")[0]
+    for key, _ in given.flags:
         for taken, reason in DECIDED.items():
-            if option == taken or option.startswith(f"{taken}."):
-                raise UserError(f"{option} can't be given to compare: {reason}; leave it out")
+            if f"--{key}" == taken or f"--{key}".startswith(f"{taken}."):
+                raise UserError(f"--{key} can't be given to compare: {reason}; leave it out")
 
 
-def _require_tested(trainer: Mapping[str, Any]) -> None:
+def _require_tested(trainer: Spec) -> None:
     for name, reason in NEEDED.items():
         if trainer[name] == 0:
             value = str(trainer[name]).lower()
@@ -191,10 +186,11 @@ def _require_tested(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def _configured(arguments: Arguments) -> Any:
-    """What the last file that says so has as normalization."""
-    found = [(file.get("model") or {}).get("normalization") for file in arguments.files]
-    return next((value for value in reversed(found) if value is not None), None)
+def _configured(given: Given) -> Any:
+    """Return what the files have as normalization."""
+    return next(
+        (found for _, content in given.configs[::-1] if (found := lookup(content, "model.normalization"))), None
+    )
 
 
 def _seeds(text: str) -> list[int]:
@@ -207,11 +203,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _request(arguments: Arguments) -> dict[str, Any]:
-    return {"files": arguments.files, "flags": arguments.flags}
-
-
-def _require_same(folder: Path, arguments: Arguments) -> None:
+def _require_same(folder: Path, request: Mapping[str, Any]) -> None:
     """Runs of one folder have all but normalization and seed in common; more of those may be added at any time."""
     path = folder / RECORD
     if not path.is_file() or not any(versions(run) for run in folder.iterdir()):
@@ -223,15 +215,15 @@ def _require_same(folder: Path, arguments: Arguments) -> None:
             f"{path}: it is damaged ({error}), and nothing else says which arguments the runs beside it had; delete "
             "it if they were these, or give this comparison another --name"
         ) from None
-    if record != json.loads(json.dumps(_request(arguments))):
+    if record != json.loads(json.dumps(request)):
         raise UserError(
             f"{folder}: it holds runs with other arguments ({path.name} has them); give this comparison another --name"
         )
 
 
-def _write_record(folder: Path, arguments: Arguments) -> None:
+def _write_record(folder: Path, request: Mapping[str, Any]) -> None:
     with replacing(folder / RECORD) as file:
-        json.dump(_request(arguments), file, indent=2)
+        json.dump(request, file, indent=2)
 
 
 def _machine(jobs: int) -> str:

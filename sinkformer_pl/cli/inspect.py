@@ -1,16 +1,19 @@
 """The inspect command: attention of a trained network as an HTML page."""
 
 import argparse
+import contextlib
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
-from sinkformer_pl.cli.arguments import Arguments
-from sinkformer_pl.cli.options import OptionParser
-from sinkformer_pl.cli.training import TrainingCLI, run_training
+from sinkformer_pl.cli.help import print_asked_for
+from sinkformer_pl.cli.option_parser import OptionParser
+from sinkformer_pl.cli.run import Run, handled_signals
+from sinkformer_pl.cli.settings import Given, read_settings
+from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_page
@@ -19,7 +22,6 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
 from sinkformer_pl.training.curves import read_curves
-from sinkformer_pl.training.signals import StopSignals
 
 FILE = "inspect.html"
 
@@ -34,10 +36,26 @@ def run_inspect(argv: Sequence[str]) -> None:
         UserError: wrong arguments, data or checkpoint; plotly isn't installed.
     """
     options, rest = _parse(argv)
-    if Arguments.of(["test", *rest]).checkpoint is None:
+    if Given.read(rest).checkpoint is None:
         raise UserError("inspect needs the weights of a trained model: give --ckpt_path PATH")
     plotly_script()
-    run_training(["test", *rest], cli=partial(InspectCLI, options))
+    with handled_signals() as signals:
+        if print_asked_for("test", rest):
+            return
+        run = Run.build(read_settings("test", rest), signals)
+        content = run.settings.content
+        assert content is not None
+        with contextlib.ExitStack() as held:
+            run.begin(f"inspecting {run.settings.checkpoint}", held, keep=options.output is None)
+        run.model.load_state_dict(content["state_dict"])
+        page = _page(run, content, options)
+        path = options.output or run.folder / FILE
+        shown = write_page(page, path)
+        if shown < len(page.samples):
+            print(
+                f"{shown} of {len(page.samples)} samples are shown: the weights of more would make the file too large"
+            )
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser", flush=True)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -60,79 +78,56 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
-class InspectCLI(TrainingCLI):
-    """Everything that `test` does before it tests, and then a page."""
-
-    def __init__(self, options: argparse.Namespace, arguments: Arguments, signals: StopSignals) -> None:
-        self.options = options
-        super().__init__(arguments, signals)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self._begin(f"inspecting {self.arguments.checkpoint}")
-        assert self.arguments.content is not None
-        self.model.load_state_dict(self.arguments.content["state_dict"])
-        page = self._page()
-        path = self.options.output or self.folder / FILE
-        shown = write_page(page, path)
-        if shown < len(page.samples):
-            print(
-                f"{shown} of {len(page.samples)} samples are shown: the weights of more would make the file too large"
-            )
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser", flush=True)
-
-    def _keeps(self) -> bool:
-        return self.options.output is None
-
-    def _page(self) -> Page:
-        content, split = self.arguments.content, self.options.split
-        assert content is not None
-        data = self.datamodule
-        loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
-        # The draws of an evaluation, so that random parts of a sample are those that it has there.
-        draws = sorted(loader.sampler)
-        number = min(self.options.samples, len(draws))
-        chosen = [draws[place * len(draws) // number] for place in range(number)]
-        batch = collate([data.datasets[split][draw] for draw in chosen])
-        layers = attention_of(self.model, batch.inputs, batch.mask)
-        if not layers:
-            raise UserError(
-                f"{type(self.model.backbone).__name__} has no AttentionCore to look at: compose one (docs/extend.md)"
-            )
-        with evaluating(self.model):
-            probabilities, predicted = self.model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
-        tokens = tokens_of(self.model, batch.inputs, batch.mask, speller(data))
-        names = data.names(split)
-        samples = [
-            Sample(
-                str(names[batch.index[place]]),
-                data.classes[batch.target[place]],
-                data.classes[predicted[place]],
-                probabilities[place].item(),
-                tokens[place],
-            )
-            for place in range(number)
-        ]
-        normalization = readable(self.model.hparams["normalization"])
-        metrics = content.get(METRICS_KEY) or {}
-        facts = [
-            ("data", type(data).__name__),
-            ("network", type(self.model.backbone).__name__),
-            ("normalization", normalization),
-            ("parameters", f"{sum(parameter.numel() for parameter in self.model.parameters()):,}"),
-            ("trained epochs", str(content.get("epoch", -1) + 1)),
-            *((name, f"{value:.4f}") for name, value in sorted(metrics.items())),
-            ("samples from", f"{split} ({len(draws)})"),
-        ]
-        return Page(
-            title=f"{self._get(self.config, 'name')} under {normalization}",
-            subtitle=str(self.arguments.checkpoint),
-            facts=facts,
-            samples=samples,
-            layers=layers,
-            sides=sides(layers),
-            curves=_curves(self.folder / "metrics.csv"),
-            history=read_column_sums(self.folder / FOLDER / COLUMN_SUMS),
+def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> Page:
+    data, model, split = run.data, run.model, options.split
+    if not isinstance(data, ClassificationData):
+        raise UserError(f"data {type(data).__name__}: inspect shows samples of a ClassificationData; give one")
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    # The draws of an evaluation, so that random parts of a sample are those that it has there.
+    draws = sorted(loader.sampler)
+    number = min(options.samples, len(draws))
+    chosen = [draws[place * len(draws) // number] for place in range(number)]
+    batch = collate([data.datasets[split][draw] for draw in chosen])
+    layers = attention_of(model, batch.inputs, batch.mask)
+    if not layers:
+        raise UserError(
+            f"{type(model.backbone).__name__} has no AttentionCore to look at: compose one (docs/extend.md)"
         )
+    with evaluating(model):
+        probabilities, predicted = model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
+    tokens = tokens_of(model, batch.inputs, batch.mask, speller(data))
+    names = data.names(split)
+    samples = [
+        Sample(
+            str(names[int(batch.index[place])]),
+            data.classes[int(batch.target[place])],
+            data.classes[int(predicted[place])],
+            probabilities[place].item(),
+            tokens[place],
+        )
+        for place in range(number)
+    ]
+    normalization = readable(model.hparams["normalization"])
+    metrics = content.get(METRICS_KEY) or {}
+    facts = [
+        ("data", type(data).__name__),
+        ("network", type(model.backbone).__name__),
+        ("normalization", normalization),
+        ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
+        ("trained epochs", str(content.get("epoch", -1) + 1)),
+        *((name, f"{value:.4f}") for name, value in sorted(metrics.items())),
+        ("samples from", f"{split} ({len(draws)})"),
+    ]
+    return Page(
+        title=f"{run.record['name']} under {normalization}",
+        subtitle=str(run.settings.checkpoint),
+        facts=facts,
+        samples=samples,
+        layers=layers,
+        sides=sides(layers),
+        curves=_curves(run.folder / "metrics.csv"),
+        history=read_column_sums(run.folder / FOLDER / COLUMN_SUMS),
+    )
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:

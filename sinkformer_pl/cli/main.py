@@ -83,6 +83,8 @@ def _for_users(error: Exception) -> str | None:
         return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text:
         return f"{' '.join(text.split()) or 'out of memory'}; make the network, the data or data.batch_size smaller"
+    if isinstance(error, UserError):
+        return text
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     return text if isinstance(error, MisconfigurationException) else None
@@ -94,7 +96,7 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] == "--version":
         print(f"sinkformer_pl {version('sinkformer_pl')}, torch {version('torch')}")
     elif argv[0] == "normalizations":
-        from sinkformer_pl.cli.catalogue import print_normalizations
+        from sinkformer_pl.cli.normalizations import print_normalizations
 
         print_normalizations(argv[1:])
     elif argv[0] == "benchmark":
@@ -113,10 +115,14 @@ def _dispatch(argv: list[str]) -> None:
         from sinkformer_pl.cli.inspect import run_inspect
 
         run_inspect(argv[1:])
-    elif argv[0] in TRAINING_COMMANDS:
-        from sinkformer_pl.cli.training import run_training
+    elif argv[0] == "fit":
+        from sinkformer_pl.cli.fit import run_fit
 
-        run_training(argv)
+        run_fit(argv[1:])
+    elif argv[0] in TRAINING_COMMANDS:
+        from sinkformer_pl.cli.evaluate import run_evaluation
+
+        run_evaluation(argv[0], argv[1:])
     else:
         commands = ", ".join((*TRAINING_COMMANDS, "compare", "inspect", "normalizations", "flow", "benchmark"))
         raise UserError(f"{argv[0]}: no such command; the commands are {commands}")

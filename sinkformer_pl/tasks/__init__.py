@@ -1,6 +1,7 @@
 """What is trained: LightningModules that receive their backbone and their normalization."""
 
 from sinkformer_pl.tasks.classification import Classifier, Prediction
+from sinkformer_pl.tasks.protocol import Task
 from sinkformer_pl.tasks.schedules import Constant, Schedule, StepDecay, WarmupCosine
 
-__all__ = ["Classifier", "Constant", "Prediction", "Schedule", "StepDecay", "WarmupCosine"]
+__all__ = ["Classifier", "Constant", "Prediction", "Schedule", "StepDecay", "Task", "WarmupCosine"]

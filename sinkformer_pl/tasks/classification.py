@@ -1,9 +1,9 @@
 """Classification of whatever a backbone turns into features."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -71,7 +71,10 @@ class Classifier(pl.LightningModule):
     """
 
     monitors = ("val/accuracy", "val/accuracy_macro", "val/loss", "train/accuracy", "train/loss")
-    """What is logged each epoch and can choose a checkpoint."""
+    """Metrics that are logged each epoch and can choose a checkpoint; the first one does by default."""
+
+    from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes"}
+    """Arguments that follow from the data."""
 
     def __init__(
         self,

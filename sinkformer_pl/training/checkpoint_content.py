@@ -62,8 +62,10 @@ def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         epochs: _is_count,
         "global_step": _is_count,
         "epoch": _is_count,
-        "optimizer_states": lambda value: _is_single(value) and {"state", "param_groups"} <= value[0].keys(),
-        "lr_schedulers": _is_single,
+        "optimizer_states": lambda value: (
+            _is_listed(value) and value != [] and all({"state", "param_groups"} <= state.keys() for state in value)
+        ),
+        "lr_schedulers": _is_listed,
         "callbacks": lambda value: isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()),
     }
     _require({**checkpoint, epochs: epochs_of(checkpoint)}, entries, path)
@@ -99,5 +101,5 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _is_single(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping)
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(state, Mapping) for state in value)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import BasePredictionWriter
 
+from sinkformer_pl.errors import RunError
 from sinkformer_pl.training.atomic_file import replacing
 
 
@@ -36,7 +37,16 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the rows of a batch."""
+        """Keep the rows of a batch.
+
+        Raises:
+            RunError: the task predicts something else than probabilities.
+        """
+        if not (hasattr(prediction, "index") and hasattr(prediction, "probabilities")):
+            raise RunError(
+                f"{type(pl_module).__name__}.predict_step: gave a {type(prediction).__name__}; give a "
+                "sinkformer_pl.tasks.Prediction, or use the task's predictions in Python"
+            )
         self._rows.update(zip(prediction.index.tolist(), prediction.probabilities.tolist(), strict=True))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

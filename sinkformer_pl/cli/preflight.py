@@ -1,4 +1,4 @@
-"""What would fail in the course of a run, or be ignored, refused before anything is written."""
+"""Checks before a run writes anything: what would fail in its course, or be ignored, is refused."""
 
 import math
 import os
@@ -14,12 +14,12 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
 from sinkformer_pl.batch import collate
-from sinkformer_pl.cli.messages import closest
+from sinkformer_pl.cli.layers import did_you_mean
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import AttentionCore
-from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.tasks.protocol import monitors_of
 from sinkformer_pl.testing import rehearse
 from sinkformer_pl.training import lightning_state
 
@@ -71,11 +71,12 @@ def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
         raise UserError("trainer.max_epochs 0: nothing would be trained; give 1 or more")
 
 
-def require_sensible_callbacks(callbacks: Iterable[pl.Callback]) -> None:
+def require_sensible_callbacks(callbacks: Iterable[pl.Callback], model: pl.LightningModule) -> None:
     """Refuse callbacks that can't work here, or that wait for a metric that there won't be.
 
     Args:
         callbacks: the user's.
+        model: the task.
 
     Raises:
         UserError: names the callback.
@@ -97,19 +98,19 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback]) -> None:
         monitor = getattr(callback, "monitor", None)
         other = foreign or monitor in ("step", "epoch") or str(monitor).startswith("lr-")
         if isinstance(monitor, str) and not other and getattr(callback, "strict", True):
-            require_metric(f"trainer.callbacks {name}.monitor", monitor)
+            require_metric(f"trainer.callbacks {name}.monitor", monitor, model)
 
 
-def require_metric(key: str, monitor: str) -> None:
-    """Refuse the name of a metric that isn't logged.
+def require_metric(key: str, monitor: str, model: pl.LightningModule) -> None:
+    """Refuse the name of a metric that a task doesn't log; one that doesn't say what it logs may log any.
 
     Raises:
         UserError: names those that are.
     """
-    if monitor not in Classifier.monitors:
+    known = monitors_of(model)
+    if known and monitor not in known:
         raise UserError(
-            f"{key} {monitor}: no such metric{closest(monitor, Classifier.monitors)}; give one of "
-            f"{', '.join(Classifier.monitors)}"
+            f"{key} {monitor}: no such metric{did_you_mean(monitor, known)}; give one of {', '.join(known)}"
         )
 
 
@@ -127,7 +128,7 @@ def require_launched(trainer: pl.Trainer) -> None:
         )
 
 
-def require_batches(trainer: pl.Trainer, data: ClassificationData, command: str) -> None:
+def require_batches(trainer: pl.Trainer, data: pl.LightningDataModule, command: str) -> None:
     """Refuse limits under which a command does nothing, and a validation after more batches than an epoch has.
 
     Args:
@@ -152,7 +153,7 @@ def require_batches(trainer: pl.Trainer, data: ClassificationData, command: str)
         )
 
 
-def require_end(trainer: pl.Trainer, model: Classifier) -> None:
+def require_end(trainer: pl.Trainer, model: Any) -> None:
     """Refuse a schedule over a training whose number of steps isn't known.
 
     Raises:
@@ -161,7 +162,7 @@ def require_end(trainer: pl.Trainer, model: Classifier) -> None:
     # Where neither is given, Lightning takes a number of epochs of its own, unless there is a limit of time.
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed)):
-        model.require_constant_rate()
+        getattr(model, "require_constant_rate", lambda: None)()
 
 
 def require_room(folder: Path) -> None:
@@ -204,15 +205,14 @@ def rehearse_normalizations(model: nn.Module) -> None:
         rehearse(core.normalization, core.num_heads, core.head_dim)
 
 
-def try_samples(model: Classifier, data: ClassificationData, command: str) -> None:
-    """Rehearse the normalizations, and pass a few samples through the network, which says what data it isn't built for.
+def try_samples(model: pl.LightningModule, data: ClassificationData, command: str) -> None:
+    """Pass a few samples through the network, which says what data it isn't built for.
 
     Args:
         model: the task.
         data: set up.
         command: whose splits the samples are from.
     """
-    rehearse_normalizations(model)
     with isolate_rng(), evaluating(model):
         for dataset in (data.datasets[split] for split in SPLITS[command]):
             for place in dataset.extremes:

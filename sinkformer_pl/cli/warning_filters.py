@@ -1,12 +1,12 @@
-"""What Lightning says and nobody can act on, and warnings in a line."""
+"""Leave out what Lightning says and nobody can act on; write warnings in a line."""
 
 import logging
 import warnings
 from typing import Any
 
 
-def quieten() -> None:
-    """Drop it, from here on."""
+def filter_warnings() -> None:
+    """Set the filters, from here on."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not str(record.msg).startswith(("💡 Tip", "TPU available", "Loading `train_dataloader` to"))
     )
@@ -23,7 +23,7 @@ def quieten() -> None:
         # Metrics are reduced over the processes before they are logged.
         ".*sync_dist=True.*",
         ".*torch.jit.script.*",
-        # A run that goes on has its folder, and a new one its own best checkpoint.
+        # A resumed run has its folder, and a new one its own best checkpoint.
         "Checkpoint directory .* exists and is not empty",
         "The dirpath has changed from",
     ):

@@ -1,20 +1,37 @@
-"""What a run says of itself on the screen, from the first process: at its beginning, and at its end."""
+"""What a command prints: at its beginning and its end, from the first process, and remedies of known errors."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.errors import RunError
 from sinkformer_pl.factories import readable
-from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import differing
 from sinkformer_pl.training.run_folder import CHECKPOINTS
+
+REMEDIES = {
+    "Early stopping conditioned on metric": "give another monitor",
+    "DataLoader worker (pid": "it may have lacked memory: lower data.num_workers or data.batch_size",
+    "SparseAdam does not support dense gradients": "give another optimizer",
+    "CUDA out of memory": "lower data.batch_size, with trainer.accumulate_grad_batches for the same steps",
+}
+"""Remedies of errors in the course of a run, by the beginnings of the messages of Lightning and PyTorch."""
+
+
+def raise_with_remedy(error: RuntimeError) -> None:
+    """Raise a RunError in place of an error of Lightning or PyTorch for which there is a remedy."""
+    text = " ".join(str(error).split())
+    for start, remedy in REMEDIES.items():
+        if text.startswith(start):
+            raise RunError(f"{text.rstrip('.')}; {remedy}") from error
 
 
 @rank_zero_only
@@ -24,7 +41,11 @@ def say(line: str) -> None:
 
 
 def say_what_runs(
-    doing: str, model: Classifier, data: ClassificationData, checkpoint: Mapping[str, Any] | None, folder: Path | None
+    doing: str,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    checkpoint: Mapping[str, Any] | None,
+    folder: Path | None,
 ) -> None:
     """Say which normalization, data and network a command works with.
 
@@ -35,20 +56,22 @@ def say_what_runs(
         checkpoint: what `read_checkpoint` gives, to say in what arguments the model differs from it.
         folder: of the run; None if nothing is kept.
     """
-    now = readable(model.hparams["normalization"])
     saved = (checkpoint or {}).get("hyper_parameters", {})
-    trained = saved.get("normalization")
-    before = f", trained under {readable(trained)}" if trained and readable(trained) != now else ""
+    now, trained = (values.get("normalization") for values in (model.hparams, saved))
+    under = f"under {readable(now)}" if now else type(model).__name__
+    before = f", trained under {readable(trained)}" if now and trained and readable(trained) != readable(now) else ""
     changed = "".join(
         f"; {key} {wanted}, {was} in the checkpoint"
         for key, (was, wanted) in differing(saved, model.hparams).items()
         if key.partition(".")[0] != "normalization"
     )
-    say(f"{doing} under {now}{before}{changed}; {'nothing is kept' if folder is None else f'folder {folder}'}")
-    sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in data.datasets.items())
-    say(f"{type(data).__name__}: {data.num_classes} classes; {sizes}")
+    say(f"{doing} {under}{before}{changed}; {'nothing is kept' if folder is None else f'folder {folder}'}")
+    if isinstance(data, ClassificationData):
+        sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in data.datasets.items())
+        say(f"{type(data).__name__}: {data.num_classes} classes; {sizes}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{type(model.backbone).__name__} with its head: {parameters:,} parameters")
+    network = f"{type(model.backbone).__name__} with its head" if hasattr(model, "backbone") else type(model).__name__
+    say(f"{network}: {parameters:,} parameters")
 
 
 @rank_zero_only

@@ -6,7 +6,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from sinkformer_pl.cli.options import OptionParser, module_names
+from sinkformer_pl.cli.layers import module_names
+from sinkformer_pl.cli.option_parser import OptionParser
 from sinkformer_pl.factories import parameters_of
 from sinkformer_pl.normalizations import AttentionNormalization, load_plugins, registered
 

@@ -1,0 +1,307 @@
+"""A run of one command: build data, task and trainer from settings, check them before anything is written, start."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from sinkformer_pl.callbacks import RequireFinite
+from sinkformer_pl.cli import preflight
+from sinkformer_pl.cli.console import raise_with_remedy, say, say_what_runs
+from sinkformer_pl.cli.processes import first_to_fail, require_others
+from sinkformer_pl.cli.settings import Settings
+from sinkformer_pl.cli.validate import Spec, as_plain, built
+from sinkformer_pl.cli.warning_filters import filter_warnings
+from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import with_defaults
+from sinkformer_pl.tasks.protocol import arguments_from, monitors_of
+from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.best_checkpoint import BestCheckpoint
+from sinkformer_pl.training.checkpoint_io import use_verified
+from sinkformer_pl.training.checkpoint_match import require_classes, require_match, require_resumable
+from sinkformer_pl.training.costs_csv import StepCosts
+from sinkformer_pl.training.folder_lock import locked
+from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.metrics_csv import MetricsCSV
+from sinkformer_pl.training.predictions_csv import PredictionWriter
+from sinkformer_pl.training.resume import ResumeState
+from sinkformer_pl.training.run_folder import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder
+from sinkformer_pl.training.run_record import RunRecord
+from sinkformer_pl.training.signals import Stopped, StopSignals
+
+
+@contextmanager
+def handled_signals() -> Iterator[StopSignals]:
+    """Handle signals during a command; say in a line that one has ended it.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+    signals = StopSignals()
+    try:
+        with signals.handled():
+            filter_warnings()
+            yield signals
+    except Stopped as stopped:
+        if first_to_fail():
+            print(stopped.line, file=sys.stderr, flush=True)
+        raise
+
+
+@dataclass
+class Run:
+    """Data, task and trainer of a command.
+
+    Attributes:
+        settings: the checked settings.
+        signals: tell a training when to end.
+        folder: of the run.
+        resumes: whether the folder is there already.
+    """
+
+    settings: Settings
+    signals: StopSignals
+    data: pl.LightningDataModule
+    model: Any  # a LightningModule, with attributes of its task
+    record: dict[str, Any]
+    trainer: pl.Trainer = field(init=False)
+    folder: Path = field(init=False)
+    resumes: bool = field(init=False)
+
+    @classmethod
+    def build(cls, settings: Settings, signals: StopSignals) -> "Run":
+        """Make data, task and trainer; compare them with the checkpoint.
+
+        Raises:
+            UserError: a class refuses its arguments, or the checkpoint doesn't fit.
+        """
+        _seed(settings)
+        with _refusals_of_classes():
+            data = settings.run["data"].build()
+            model = _make_task(settings.run["model"], data)
+        if settings.content is not None and settings.checkpoint is not None:
+            require_classes(settings.content, getattr(data, "classes", ()), settings.checkpoint)
+            require_match(settings.content, model, settings.checkpoint)
+            if isinstance(data, ClassificationData):
+                # Lightning does so too, but not for data of another class than the run's.
+                data.restore(settings.content)
+            if settings.command == "fit":
+                require_resumable(settings.content, model, settings.checkpoint)
+        record = settings.plain()
+        if record["monitor"] is None:
+            record["monitor"] = next(iter(monitors_of(model)), None)
+        run = cls(settings, signals, data, model, record)
+        with _refusals_of_classes():
+            run.make_trainer()
+        return run
+
+    @property
+    def fitting(self) -> bool:
+        """Whether it trains."""
+        return self.settings.command == "fit"
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether anything is written to the run's folder."""
+        return not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    def make_trainer(self) -> None:
+        """Make the trainer, with the run's folder, loggers and callbacks beside what the user configured."""
+        spec: Spec = self.settings.run["trainer"]
+        given = {name: built(spec[name]) for name in spec.plain()}
+        chosen = _as_list(given["callbacks"])
+        preflight.require_sensible(given, self.settings.command)
+        preflight.require_sensible_callbacks(chosen, self.model)
+        root = local_folder(given["default_root_dir"] or DEFAULT_ROOT)
+        self.folder = folder_for(root, self.record["name"], self._continued())
+        self.resumes = self.folder.is_dir()
+        if given["logger"] in (None, True):
+            given["logger"] = self._loggers() if self.fitting else False
+        first: list[pl.Callback] = [ResumeState()]
+        last: list[pl.Callback] = [RunRecord(self.folder, self.record)]
+        if self.settings.run["require_finite"]:
+            last.append(RequireFinite())
+        if self.fitting and not given["fast_dev_run"]:
+            last.append(StepCosts(self.folder))
+        if self.fitting and given["logger"]:
+            last.append(LearningRateMonitor())
+        if self.fitting and given["enable_checkpointing"] is not False and not given["fast_dev_run"]:
+            path = self.folder / CHECKPOINTS / "last.ckpt"
+            first.append(LastCheckpoint(path, self.signals, every=self.settings.run["checkpoint_every"]))
+            last.append(self._best_checkpoint(validating=given["limit_val_batches"] != 0))
+        if self.settings.command == "predict":
+            last.append(PredictionWriter(self.folder))
+        given["callbacks"] = [*first, *chosen, *last]
+        self.trainer = pl.Trainer(**given)
+        preflight.require_launched(self.trainer)
+        use_verified(self.trainer.strategy)
+        lightning_state.ignore_signals(self.trainer)
+
+    @rank_zero_only
+    def begin(self, doing: str, held: contextlib.ExitStack, *, keep: bool = True) -> None:
+        """Read the data before anything is written: what is wrong with them is said first, and leaves no trace.
+
+        Args:
+            doing: what the command does, such as "training".
+            held: keeps the lock of the folder.
+            keep: whether the command writes to the run's folder.
+
+        Raises:
+            UserError: data that the task refuses, limits of nothing, no room to write.
+        """
+        keep = keep and self.keeps_files
+        self.data.trainer = self.trainer
+        self.data.prepare_data()
+        self.data.setup(self.settings.command)
+        preflight.require_batches(self.trainer, self.data, self.settings.command)
+        if self.fitting:
+            preflight.require_end(self.trainer, self.model)
+        preflight.rehearse_normalizations(self.model)
+        if isinstance(self.data, ClassificationData):
+            preflight.try_samples(self.model, self.data, self.settings.command)
+        try:
+            if keep:
+                preflight.require_room(self.folder)
+                self._make_folder()
+                if self.fitting:
+                    refusal = f"{self.folder}: another process trains there; wait for its end, or end it"
+                    held.enter_context(locked(self.folder / ".lock", refusal))
+        except OSError as error:
+            raise UserError(
+                f"trainer.default_root_dir: can't write in the folder {self.folder} ({error.strerror}); give "
+                "another, or make this one writable"
+            ) from None
+        say_what_runs(doing, self.model, self.data, self.settings.content, self.folder if keep else None)
+
+    def execute(self, doing: str) -> None:
+        """Run the command to its end.
+
+        Raises:
+            Stopped: a signal asked for it.
+            RunError: a known cause came up in its course.
+        """
+        command = self.settings.command
+        with contextlib.ExitStack() as held:
+            self.begin(doing, held)
+            more: dict[str, Any] = {}
+            if command in ("validate", "test"):
+                more["verbose"] = self.settings.run["verbose"]
+            elif command == "predict":
+                # The writer keeps them; a second copy in memory would serve nobody.
+                more["return_predictions"] = False
+            else:
+                self._see_what_is_left()
+            path = None if self.settings.checkpoint is None else str(self.settings.checkpoint)
+            try:
+                getattr(self.trainer, command)(
+                    self.model, datamodule=self.data, ckpt_path=path, weights_only=True, **more
+                )
+            except Stopped:
+                if self.trainer.strategy.launcher is not None:
+                    self.trainer.strategy.launcher.kill(signal.SIGTERM)
+                raise
+            except RuntimeError as error:
+                require_others(self.trainer)
+                raise_with_remedy(error)
+                raise
+
+    def _continued(self) -> Path | None:
+        """Return the checkpoint whose folder the command continues: none when another network is trained from it."""
+        content = self.settings.content
+        if self.fitting and content and with_defaults(content["hyper_parameters"]) != dict(self.model.hparams):
+            return None
+        return self.settings.checkpoint
+
+    def _loggers(self) -> list[Logger]:
+        # What was logged after the checkpoint is logged again.
+        purge_step = self.settings.content["global_step"] if self.resumes and self.settings.content else None
+        tensorboard = TensorBoardLogger(
+            self.folder, name="", version="", default_hp_metric=False, purge_step=purge_step
+        )
+        return [MetricsCSV(self.folder), tensorboard]
+
+    def _best_checkpoint(self, *, validating: bool) -> BestCheckpoint:
+        monitor = self.record["monitor"] if validating else None
+        if monitor is not None:
+            preflight.require_metric("monitor", monitor, self.model)
+        return BestCheckpoint(self.folder / CHECKPOINTS, monitor)
+
+    def _see_what_is_left(self) -> None:
+        """Say so if the checkpoint is already at the end."""
+        if self.settings.content is None:
+            return
+        epochs, steps = lightning_state.epochs_of(self.settings.content), self.settings.content["global_step"]
+        most, most_steps = self.trainer.max_epochs, self.trainer.max_steps
+        if most not in (None, -1) and epochs >= most:
+            say(f"nothing to do: the checkpoint has {epochs} epochs; raise trainer.max_epochs, {most}, to train on")
+        elif most_steps != -1 and steps >= most_steps:
+            say(f"nothing to do: the checkpoint has {steps} steps; raise trainer.max_steps, {most_steps}, to train on")
+        elif preflight.stopped_early(self.trainer, self.settings.content):
+            say("nothing to do: EarlyStopping has ended this training; leave it out to train on")
+        else:
+            return
+        lightning_state.end_after(self.trainer, epochs)
+
+    def _make_folder(self) -> None:
+        """Make the run's folder; if another run was quicker, take the next."""
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=self.resumes)
+                return
+            except FileExistsError:
+                if not self.folder.is_dir():
+                    raise
+                self.make_trainer()
+
+
+def _seed(settings: Settings) -> None:
+    seed = settings.run["seed_everything"]
+    if seed is not False:
+        drawn = pl.seed_everything(None if seed is True else seed, workers=True)
+        settings.run = settings.run.with_argument("seed_everything", drawn)
+
+
+def _make_task(spec: Spec, data: pl.LightningDataModule) -> pl.LightningModule:
+    """Let the task build its parts from plain data: one way, from here, from a checkpoint and from Python."""
+    try:
+        linked = arguments_from(data, spec.cls)
+    except AttributeError as error:
+        raise UserError(f"data {type(data).__name__}: {spec.cls.__name__} needs what it lacks: {error}") from None
+    arguments = {name: as_plain(v) if isinstance(v, Spec) else v for name, v in spec.arguments.items()}
+    return spec.cls(**{**arguments, **linked})
+
+
+@contextmanager
+def _refusals_of_classes() -> Iterator[None]:
+    """Let what a class refuses be a line for the user, who can mend it."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+        raise UserError(" ".join(str(root_cause(error)).split("\n"))) from error
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the innermost error of a chain that is meant for users, else the innermost one."""
+    chain = [error]
+    while (inner := _inner(chain[-1])) is not None:
+        chain.append(inner)
+    meant = [link for link in chain if isinstance(link, UserError)]
+    return meant[-1] if meant else chain[-1]
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _as_list(callbacks: Any) -> list[pl.Callback]:
+    return list(callbacks) if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]

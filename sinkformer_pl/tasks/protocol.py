@@ -1,0 +1,38 @@
+"""The protocol of a task: what the command line asks of a LightningModule beside Lightning's own methods."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A LightningModule that `--model NAME` can run; both attributes may be left out.
+
+    Its `__init__` takes plain data, as a YAML file holds it: an argument whose annotation names a class, such as
+    `Callable[[], AttentionNormalization]`, is given as {"class_path", "init_args"}, for `factories.as_factory`. It
+    calls `self.save_hyperparameters()`, so that its checkpoints know their arguments. Batches of a
+    `ClassificationData` are of type `Batch`, and `forward(inputs, mask)` is tried on a few samples before a run begins.
+
+    Attributes:
+        monitors: metrics that are logged each epoch, such as "val/loss"; the first one chooses the best checkpoint.
+            Without, `monitor` may be any name, and the newest checkpoint is the best by default.
+        from_data: arguments that follow from the data, each with the data module's attribute: {"num_classes":
+            "num_classes"}.
+    """
+
+    monitors: ClassVar[Sequence[str]]
+    from_data: ClassVar[Mapping[str, str]]
+
+
+def monitors_of(task: Any) -> Sequence[str]:
+    """Return the metrics that a task, or its class, says it logs each epoch; none if it doesn't say."""
+    return getattr(task, "monitors", ())
+
+
+def arguments_from(data: Any, task: type) -> dict[str, Any]:
+    """Return the arguments of a task that follow from its data.
+
+    Raises:
+        AttributeError: the data lacks one.
+    """
+    return {name: getattr(data, attribute) for name, attribute in getattr(task, "from_data", {}).items()}
