@@ -35,7 +35,10 @@ def print_asked_for(command: str, argv: Sequence[str]) -> bool:
     """
     flags = {argument.partition("=")[0] for argument in argv}
     if flags & {"-h", "--help"}:
-        help_parser(command).parse_args(["--help"])
+        text = help_parser(command).format_help()
+        # A checkpoint has what a training needs.
+        print(text if command == "fit" else text.replace("(required, ", "("), end="")
+        raise SystemExit(0)
     for flag in flags:
         if flag.startswith("--") and flag.endswith(".help"):
             names, _ = split_off([*argv, ""] if argv[-1] == flag else argv, (flag,))
@@ -54,13 +57,10 @@ def help_parser(command: str) -> ArgumentParser:
         usage=f"python -m sinkformer_pl {command} {needed} [--OPTION VALUE ...]", description=DESCRIPTIONS[command]
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a YAML file of these options.")
-    parser.add_argument(
-        "--print_config", action="store_true", help="Print the configuration after applying all arguments and exit."
-    )
     parser.add_class_arguments(RunSettings, skip={"trainer", "model", "data"})
     untyped: dict[str, Any] = {"fail_untyped": False, "instantiate": False}
     parser.add_class_arguments(pl.Trainer, "trainer", **untyped)
     parser.set_defaults({"trainer.default_root_dir": DEFAULT_ROOT, "trainer.enable_model_summary": False})
     parser.add_class_arguments(Classifier, "model", skip=set(Classifier.from_data), **untyped)
-    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=command == "fit", **untyped)
+    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=False, **untyped)
     return parser

@@ -21,6 +21,7 @@ from sinkformer_pl.training.checkpoint_file import save_file
         (["--model.normalization", "torch.nn.Linear"], ["torch.nn.Linear", "AttentionNormalization"]),
         (["--model.normalization", "ScoreNormalization"], ["ScoreNormalization", "abstract"]),
         (["--model.normalization.n_itres", "3"], ["n_itres", "n_iters?"]),
+        (["--model.normalization.temperature", "2"], ["Sinkhorn has no", "did you mean model.backbone.temperature?"]),
         (["--model.normalization.n_iters", "x"], ["model.normalization.n_iters", "whole number"]),
         (["--model.normalization.n_iters", "4"], ["n_iters", "odd"]),
         (["--model.normalization.n_iters", "0"], ["n_iters", "odd"]),
@@ -387,7 +388,7 @@ def test_checkpoints_that_name_what_they_may_not_or_what_is_gone(tiny, run, fail
     function = yaml.safe_load(CODE)
     process = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "owned"]}}
     for part, spec, expected in (
-        ("optimizer", function, "model.optimizer os.system", "no class"),
+        ("optimizer", function, "model.optimizer os.system: this is no class"),
         ("schedule", function, "model.schedule os.system: this is no class"),
         ("normalization", process, "model.normalization subprocess.Popen: this class is no AttentionNormalization"),
         ("optimizer", {"class_path": "json.dumps"}, "model.optimizer json.dumps: this is no class"),
