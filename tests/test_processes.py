@@ -321,5 +321,5 @@ def test_all_processes_heed_a_signal_to_one_of_them_some_steps_later(tmp_path, d
     while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     lines = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
-    assert lines == [f"stopped by SIGTERM at step {step}; go on with --ckpt_path last (epoch 0)"] * 2
+    assert lines == [f"stopped by SIGTERM at step {step}; resume with --ckpt_path last (epoch 0)"] * 2
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
+from typing_extensions import override
 
 from sinkformer_pl.batch import Batch
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
@@ -65,8 +66,8 @@ class AttentionDiagnostics(pl.Callback):
         self._probe: Batch | None = None
         self._last: tuple[int, list[LayerAttention]] | None = None
 
+    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what can't be measured."""
         strategy = trainer.strategy
         if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
             raise UserError(
@@ -74,8 +75,8 @@ class AttentionDiagnostics(pl.Callback):
                 "trainer.strategy ddp or one device, or leave the callback out"
             )
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the samples; drop what an earlier part of this run measured after its checkpoint."""
         self._probe = self._last = None
         if not trainer.is_global_zero:
             return
@@ -87,8 +88,8 @@ class AttentionDiagnostics(pl.Callback):
             for path in (self.folder / FILE, self.folder / FOLDER / COLUMN_SUMS):
                 CSVFile(path).keep(before_epoch(trainer.current_epoch))
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, write and log."""
         if self._probe is None:
             return
         with isolate_rng():
@@ -121,8 +122,8 @@ class AttentionDiagnostics(pl.Callback):
         if self.draw_every is not None and (epoch + 1) % self.draw_every == 0:
             self._draw(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw."""
         self._draw(trainer, pl_module)
         self._probe = None
 

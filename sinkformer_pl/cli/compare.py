@@ -33,7 +33,7 @@ DECIDED = {
     "--model.normalization": "--normalizations names them",
     "--seed_everything": "--seeds sets it",
     "--data.seed": "--seeds sets it",
-    "--ckpt_path": "a run that was cut off goes on by itself",
+    "--ckpt_path": "a run that was cut off resumes by itself",
     "--print_config": "ask fit for it",
 }
 """Arguments of `fit` that a comparison decides itself, and how."""

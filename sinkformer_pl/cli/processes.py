@@ -21,7 +21,7 @@ VARIABLE = "SINKFORMER_PL_PROCESSES"
 GRACE = 10.0
 """Seconds that a process has to come to an end by itself once the first one is gone."""
 
-REMEDY = "go on from the last checkpoint with --ckpt_path last"
+REMEDY = "resume with --ckpt_path last"
 
 
 @contextmanager

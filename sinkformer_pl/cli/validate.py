@@ -154,7 +154,9 @@ class _Check:
             if parameter.default is parameter.empty and name not in arguments and name not in linked
         ]
         if missing:
-            raise self.error(key, f"{', '.join(missing)} missing: give it as a flag, or a --config that has it")
+            names = ", ".join(name.rpartition(".")[2] for name in missing)
+            needs = "" if place.fixed else f"{cls.__name__} needs {names}; "
+            raise self.error(key, f"{', '.join(missing)} missing: {needs}give it as a flag, or a --config that has it")
         # In the order of the signature, in which they are written.
         return Spec(cls, place, {n: arguments[n] for n in parameters if n in arguments} | dict(extra))
 

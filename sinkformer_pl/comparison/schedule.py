@@ -49,7 +49,7 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
             return
         slot = slots.get()
         try:
-            said(f"{trial.label}: begins" if trial.folder is None else f"{trial.label}: goes on")
+            said(f"{trial.label}: begins" if trial.folder is None else f"{trial.label}: resumes")
             for command in trial.commands():
                 status = _run(command, trial.log, _environment(slot, jobs), lock, running, stop)
                 if stop.is_set():

@@ -46,7 +46,7 @@ class Trial:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the newest version that is trained, else of the newest that can go on, if any."""
+        """The folder of the newest version that is trained, else of the newest that can be resumed, if any."""
         found = [path for _, path in sorted(versions(self.root / self.name), reverse=True)]
         return next((path for fits in (_trained, _cut_off) for path in found if fits(path)), None)
 
@@ -75,7 +75,7 @@ class Trial:
     def commands(self) -> list[list[str]]:
         """What is left to do, as arguments of the command line; nothing for a run that is done.
 
-        A training that was cut off goes on from its last complete epoch.
+        A training that was cut off resumes from its last complete epoch.
         """
         todo = []
         if not self.trained:
@@ -113,5 +113,5 @@ def _trained(folder: Path) -> bool:
 
 
 def _cut_off(folder: Path) -> bool:
-    # A training that is over has nothing to go on with, and wouldn't write its best.ckpt again.
+    # A training that is over has nothing to resume, and wouldn't write its best.ckpt again.
     return read_fit(folder) is None and (folder / CHECKPOINTS / "last.ckpt").is_file()

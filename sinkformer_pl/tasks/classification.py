@@ -123,6 +123,7 @@ class Classifier(pl.LightningModule):
         self._steps: int | None = None
 
     @classmethod
+    @override
     def load_from_checkpoint(  # type: ignore[override]  # (Lightning's is a descriptor of its own.)
         cls, checkpoint_path: str | Path, map_location: Any = None, *, weights_only: bool | None = True, **kwargs: Any
     ) -> "Classifier":
@@ -143,6 +144,7 @@ class Classifier(pl.LightningModule):
         read_checkpoint(checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
 
+    @override
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens.
 
@@ -157,37 +159,37 @@ class Classifier(pl.LightningModule):
             )
         return self.head(features)
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch, with label smoothing."""
         logits = self(batch.inputs, batch.mask)
         loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
         self.train_metrics["loss"].update(loss.detach().expand(len(logits)))
         self.train_metrics["accuracy"].update(logits.detach(), batch.target)
         return loss * self._weight(len(batch.target), batch_idx)
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch."""
         self._evaluate(self.val_metrics, batch)
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch."""
         self._evaluate(self.test_metrics, batch)
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """Class probabilities of a batch."""
         counted = batch.target != UNCOUNTED
         return Prediction(batch.index[counted], self(batch.inputs, batch.mask)[counted].float().softmax(-1))
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Log what was counted."""
         self._log_epoch("train", self.train_metrics)
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted."""
         self._log_epoch("val", self.val_metrics)
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Log what was counted."""
         self._log_epoch("test", self.test_metrics)
 
     def require_constant_rate(self) -> None:
@@ -203,8 +205,8 @@ class Classifier(pl.LightningModule):
                 "trainer.max_epochs or trainer.max_steps"
             )
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, and the schedule as factors of its rate over the steps of the whole training."""
         optimizer = self._optimizer(self.parameters(), **implementation(self.hparams["optimizer"], self.trainer))
         before, estimate = self._steps, self.trainer.estimated_stepping_batches
         steps = max(int(estimate), 1) if math.isfinite(estimate) else None
@@ -213,8 +215,8 @@ class Classifier(pl.LightningModule):
         self._steps = steps
         if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
             rank_zero_info(
-                f"the learning rate goes on as in a training of {steps} steps; up to the checkpoint it was that of one "
-                f"of {before} steps, so that it jumps and the result is that of neither"
+                f"the learning rate continues as in a training of {steps} steps; up to the checkpoint it was that of "
+                f"one of {before} steps, so that it jumps and the result is that of neither"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule(min(step / steps, 1.0) if steps else 0.0)
@@ -235,12 +237,12 @@ class Classifier(pl.LightningModule):
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the number of steps that the schedule spans."""
         checkpoint[STEPS_KEY] = self._steps
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over, to compare."""
         self._steps = checkpoint.get(STEPS_KEY)
 
     def _weight(self, size: int, batch_idx: int) -> float:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pytorch_lightning.callbacks import ModelCheckpoint
+from typing_extensions import override
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -25,6 +26,6 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     @property
+    @override
     def state_key(self) -> str:
-        """Its own, whatever the arguments of another ModelCheckpoint are."""
         return type(self).__name__

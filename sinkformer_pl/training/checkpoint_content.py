@@ -40,7 +40,7 @@ def require_form(checkpoint: Any, path: str | Path) -> None:
 
 
 def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check that a checkpoint holds the state of a training to go on with.
+    """Check that a checkpoint holds the state of a training to resume.
 
     Args:
         checkpoint: what `read_checkpoint` gives.
@@ -51,8 +51,7 @@ def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     """
     if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
         raise UserError(
-            f"--ckpt_path {path}: it has weights alone, not the state of a training to go on with; give one that fit "
-            "wrote"
+            f"--ckpt_path {path}: it has weights alone, not the state of a training to resume; give one that fit wrote"
         )
     # Here, since this is also read where Lightning, which takes seconds, isn't imported.
     from sinkformer_pl.training.lightning_state import EPOCHS, epochs_of

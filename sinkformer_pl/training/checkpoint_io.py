@@ -4,6 +4,7 @@ from typing import Any
 
 from pytorch_lightning.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from pytorch_lightning.strategies import Strategy
+from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training.checkpoint_file import load_file, save_file
@@ -16,6 +17,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
     `s3://`, are written and read by Lightning, without a checksum. Sharded checkpoints (folders) never come here.
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
@@ -28,6 +30,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         else:
             save_file(checkpoint, path)
 
+    @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, or as `map_location` says.
 

@@ -111,7 +111,7 @@ def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | P
 
 
 def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
-    """Check that a training can go on from a checkpoint.
+    """Check that a training can resume from a checkpoint.
 
     Args:
         checkpoint: what `read_checkpoint` gives.
@@ -125,7 +125,7 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
     require_progress(checkpoint, path)
     for name, _ in model.named_parameters():
         if not bool(checkpoint["state_dict"][name].isfinite().all()):
-            raise UserError(f"checkpoint {path}: {name} is not finite, so no training can go on from it; give another")
+            raise UserError(f"checkpoint {path}: {name} is not finite, so no training can resume from it; give another")
     hyper_parameters: Any = model.hparams
     saved, wanted = (values.get("optimizer") for values in (checkpoint["hyper_parameters"], hyper_parameters))
     if not isinstance(saved, Mapping) or not isinstance(wanted, Mapping):
@@ -133,11 +133,11 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
     if saved.get("class_path") != wanted["class_path"]:
         raise UserError(
             f"--ckpt_path {path}: it was trained by {saved.get('class_path')}, from whose state {wanted['class_path']} "
-            "can't go on; keep the optimizer"
+            "can't resume; keep the optimizer"
         )
     for key, (was, now) in differing({"optimizer": saved}, {"optimizer": wanted}).items():
         raise UserError(
-            f"--ckpt_path {path}: {key} is {was} in the checkpoint, whose optimizer goes on with that, and {now} here; "
+            f"--ckpt_path {path}: {key} is {was} in the checkpoint, whose optimizer resumes with that, and {now} here; "
             "leave it out, or train anew"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from typing_extensions import override
 
 from sinkformer_pl.training.csv_file import CSVFile, before_epoch
 
@@ -33,37 +34,37 @@ class StepCosts(pl.Callback):
         self._waits: list[float] = []
         self._last: float | None = None
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop the rows of epochs that are done again."""
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             CSVFile(self.path).keep(before_epoch(trainer.current_epoch))
 
+    @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting; the first batch, for which workers may have to start, isn't counted."""
         self._steps, self._waits, self._last = [], [], None
 
+    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there."""
         if self._last is not None:
             self._waits.append(time.perf_counter() - self._last)
 
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is done."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps.append(now - self._last)
         self._last = now
 
+    @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time of a validation between two batches belongs to neither."""
         self._last = None
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the row."""
         if not (trainer.is_global_zero and self._steps):
             return
         row = {

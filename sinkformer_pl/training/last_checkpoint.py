@@ -1,4 +1,4 @@
-"""The checkpoint to go on from."""
+"""Write `last.ckpt`, the checkpoint to resume from."""
 
 import re
 import signal
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
@@ -21,7 +22,7 @@ from sinkformer_pl.training.signals import Stopped, StopSignals
 
 
 class LastCheckpoint(pl.Callback):
-    """Write the checkpoint from which a training goes on exactly, and end the training when a signal asks for it.
+    """Write the checkpoint from which a training resumes exactly, and end the training when a signal asks for it.
 
     It is written between two batches, when all of the first is done, its logs and its validation too: after each
     epoch and each validation, every so many steps or seconds, when a signal came, and at the end. A signal that comes
@@ -68,23 +69,23 @@ class LastCheckpoint(pl.Callback):
         """The file if there is one, else ""."""
         return str(self.path) if self.path.is_file() else ""
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """How much of the log belongs to this checkpoint: other checkpoints are written before their epoch's row."""
         return {"rows": self._rows} if self._writing else {}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it over."""
         self._rows = state_dict["rows"]
 
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let Lightning begin anew with a validation that was cut off."""
         if self._writing and self._validating:
             lightning_state.save_validation_as_begun(checkpoint)
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop what was logged after the checkpoint; take the signals over from Lightning."""
         if trainer.ckpt_path is not None:
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
@@ -94,10 +95,10 @@ class LastCheckpoint(pl.Callback):
         self.signals.deferred = True
         self.signals.install()
 
+    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint if it is due, and stop if a signal came."""
         if batch_idx % trainer.accumulate_grad_batches:
             return  # Gradients aren't in a checkpoint.
         now, step = time.monotonic(), trainer.global_step
@@ -109,39 +110,39 @@ class LastCheckpoint(pl.Callback):
         if received:
             self._stop(trainer, received)
 
+    @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation within a training begins."""
         self._validating = self.signals.deferred
         # Several processes may be late with what they have received, and a validation is long.
         received, _ = _most(self._received.take())
         if self._validating and received:
             self._stop_in_validation(trainer, received)
 
+    @override
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop if a signal came."""
         if self._validating and self.signals.received and trainer.world_size == 1:
             self._stop_in_validation(trainer, self.signals.received)
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation is over."""
         self._due = self._due or self._validating
         self._validating = False
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An epoch is over, but for what is logged of it."""
         self._due = True
-        # One that was cut short goes on, and is logged as a whole then.
+        # One that was cut short is resumed, and is logged as a whole then.
         self._rows_before_end = self._logged(trainer) if lightning_state.ends_within_epoch(trainer) else None
 
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint; a signal now finds everything done."""
         self._write(trainer)
         self.signals.deferred = False
 
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The training is over."""
         self.signals.deferred = False
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -184,7 +185,7 @@ class LastCheckpoint(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer, received: int) -> None:
         name = signal.Signals(received).name
-        stopped = Stopped(received, f"stopped by {name} at step {trainer.global_step}; go on with --ckpt_path last")
+        stopped = Stopped(received, f"stopped by {name} at step {trainer.global_step}; resume with --ckpt_path last")
         if not trainer.is_global_zero:
             # Whoever started the processes would kill the first on another's failure, before it has ended.
             stopped.code = 0

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import BasePredictionWriter
+from typing_extensions import override
 
 from sinkformer_pl.errors import RunError
 from sinkformer_pl.training.atomic_file import replacing
@@ -27,6 +28,7 @@ class PredictionWriter(BasePredictionWriter):
         self.path = folder / "predictions.csv"
         self._rows: dict[int, list[float]] = {}
 
+    @override
     def write_on_batch_end(
         self,
         trainer: pl.Trainer,
@@ -49,8 +51,8 @@ class PredictionWriter(BasePredictionWriter):
             )
         self._rows.update(zip(prediction.index.tolist(), prediction.probabilities.tolist(), strict=True))
 
+    @override
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collect the rows of all processes and write them from the first."""
         rows = self._rows
         if dist.is_available() and dist.is_initialized():
             parts: list[dict[int, list[float]]] = [{} for _ in range(trainer.world_size)]

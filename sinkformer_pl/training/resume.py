@@ -1,4 +1,4 @@
-"""What a checkpoint must hold beside weights, optimizer and progress for a training to go on as if never stopped."""
+"""Exact resume: random states, metrics and position in an epoch, kept in every checkpoint and restored from it."""
 
 import random
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
@@ -23,7 +24,7 @@ class ResumeState(pl.Callback):
 
     Of each process: the generators of PyTorch (CPU and its CUDA device), NumPy and Python, and what the module's
     torchmetrics have counted. What Lightning averages over an epoch by itself (`self.log(..., on_epoch=True)`) isn't
-    kept: it starts over in an epoch that goes on.
+    kept: it starts over in an epoch that is resumed.
 
     It comes before other callbacks, since it mends the step that they log.
     """
@@ -34,10 +35,10 @@ class ResumeState(pl.Callback):
         self._position: dict[str, Any] = {"batch": 0}
         self._resumed = False
 
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the states of all processes."""
         mine = self._kept or _states(pl_module)
         ranks = [mine] * trainer.world_size
         if dist.is_available() and dist.is_initialized():
@@ -45,10 +46,11 @@ class ResumeState(pl.Callback):
         batch = lightning_state.save_position(checkpoint, trainer)
         checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), "ranks": ranks}
 
+    @override
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take over the state of this process, for when the training goes on.
+        """Take over the state of this process, for when the training resumes.
 
         Raises:
             UserError: the checkpoint is from the middle of an epoch, and other processes shared that.
@@ -63,13 +65,14 @@ class ResumeState(pl.Callback):
         if saved["batch"] and len(ranks) != trainer.world_size:
             raise UserError(
                 f"--ckpt_path {trainer.ckpt_path}: it was written in the middle of an epoch by {len(ranks)} "
-                f"process(es), and {trainer.world_size} can't go on there; use {len(ranks)}, or a checkpoint from the "
+                f"process(es), and {trainer.world_size} can't resume there; use {len(ranks)}, or a checkpoint from the "
                 "end of an epoch"
             )
         self._loaded = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else None
         self._position = {key: value for key, value in saved.items() if key != "ranks"}
         self._resumed = True
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what the order of the samples depends on.
 
@@ -84,33 +87,33 @@ class ResumeState(pl.Callback):
                 f"{', '.join(different)}; keep the data as they were, or use a checkpoint from the end of an epoch"
             )
 
+    @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Another epoch."""
         self._kept = None
 
+    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore, before anything goes on."""
         if self._resumed:
             lightning_state.correct_counts_at_batch(trainer, pl_module)
             self._resumed = False
         self._restore(pl_module)
 
+    @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore; keep what a checkpoint that is written during the validation has to hold."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._resumed:
                 lightning_state.correct_counts_at_validation(trainer, pl_module)
             self._restore(pl_module)
             self._kept = _states(pl_module)
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The validation is over."""
         self._kept = None
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore, if only the end of the epoch was left; keep what an epoch that was cut short has to go on with."""
         self._restore(pl_module)
         if lightning_state.ends_within_epoch(trainer):
             self._kept = _states(pl_module)

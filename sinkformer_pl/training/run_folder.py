@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
-    """The folder of a run that starts, or goes on from a checkpoint.
+    """The folder of a run that starts, or resumes from a checkpoint.
 
     A checkpoint of a run of this name under `root` continues that run's folder; everything else gets a new version.
     """

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
+from typing_extensions import override
 
 from sinkformer_pl.training.atomic_file import replacing
 from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
@@ -36,16 +37,16 @@ class RunRecord(pl.Callback):
         self.config = dict(config)
         self.resumed: list[int] = []
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The epochs at which the run went on from a checkpoint."""
         return {"resumed": self.resumed}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them over."""
         self.resumed = list(state_dict["resumed"])
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `config.yaml`, now that a checkpoint to go on from was found to fit."""
         if trainer.ckpt_path is not None:
             self.resumed = [*self.resumed, trainer.current_epoch]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -53,8 +54,8 @@ class RunRecord(pl.Callback):
             (self.folder / FIT_RECORD).unlink(missing_ok=True)
             self._write("config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
+    @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `fit.json`."""
         if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         record = {
@@ -66,10 +67,10 @@ class RunRecord(pl.Callback):
         }
         self._write(FIT_RECORD, json.dumps(record, indent=2))
 
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add configuration, class names and metrics."""
         checkpoint[CONFIG_KEY] = self.config
         checkpoint[CLASSES_KEY] = _classes(trainer)
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
@@ -80,13 +81,13 @@ class RunRecord(pl.Callback):
         # Strategies that divide the model write folders.
         return read_checkpoint(path)[METRICS_KEY] if path.is_file() else {}
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `validate.json`, after the command of that name."""
         if trainer.state.fn == "validate":
             self._write_metrics(trainer, pl_module, "val", "validate.json")
 
+    @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `test.json`."""
         self._write_metrics(trainer, pl_module, "test", "test.json")
 
     def _write_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, name: str) -> None:

@@ -176,7 +176,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
         if "another process" not in done.stderr:
             break
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Softmax, seed 0: goes on" in done.stdout
+    assert "Softmax, seed 0: resumes" in done.stdout
     rows = list(csv.DictReader((root / "runs.csv").open()))
     assert [row["status"] for row in rows] == ["resumed", "done"]
     assert "1 of them resumed" in (root / "summary.md").read_text()

@@ -429,7 +429,7 @@ def test_checkpoints_put_together_by_hand(trained, tiny, fail, tmp_path):
         message = fail("fit", "--ckpt_path", "odd.ckpt", "--trainer.max_epochs", "2")
         assert f"checkpoint odd.ckpt: its '{key}" in message
     save_file({**content, "state_dict": {**weights, "head.bias": torch.full((12,), torch.nan)}}, "odd.ckpt")
-    assert "head.bias is not finite, so no training can go on" in fail("fit", "--ckpt_path", "odd.ckpt")
+    assert "head.bias is not finite, so no training can resume" in fail("fit", "--ckpt_path", "odd.ckpt")
     del content["optimizer_states"]
     save_file(content, "odd.ckpt")
     assert "it has weights alone" in fail("fit", "--ckpt_path", "odd.ckpt")
@@ -437,7 +437,7 @@ def test_checkpoints_put_together_by_hand(trained, tiny, fail, tmp_path):
 
 def test_a_state_that_would_bring_back_other_arguments_of_the_optimizer_is_not_gone_on_with(trained, tiny, fail):
     message = fail("fit", "--config", tiny, "--ckpt_path", "last", "--model.optimizer.lr", "0.5")
-    assert "optimizer.lr is 0.003 in the checkpoint, whose optimizer goes on with that, and 0.5 here" in message
+    assert "optimizer.lr is 0.003 in the checkpoint, whose optimizer resumes with that, and 0.5 here" in message
 
 
 def test_no_room_for_results_is_noticed_before_they_are_made(trained, tiny, fail):

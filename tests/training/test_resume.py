@@ -1,4 +1,4 @@
-"""Trainings that are killed or stopped, and go on in another process, compared to the last bit."""
+"""Trainings that are killed or stopped, and resumed in another process, compared to the last bit."""
 
 import json
 import signal
@@ -173,7 +173,7 @@ def test_a_stopped_training_keeps_its_very_step(points, strike, step, workers):
     name, signal_name = strike.replace(" ", ""), "SIG" + strike.split()[2]
     number = getattr(signal, signal_name)
     printed = points.fit(name, "--data.num_workers", workers, strike=strike, status=128 + number)
-    assert printed.splitlines()[-1] == f"stopped by {signal_name} at step {step}; go on with --ckpt_path last"
+    assert printed.splitlines()[-1] == f"stopped by {signal_name} at step {step}; resume with --ckpt_path last"
     assert "Traceback" not in printed
     assert points.last(name)["global_step"] == step
     assert not (points.run(name) / "fit.json").exists()
@@ -253,7 +253,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(points):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
     points.fit("pair", *two)
     printed = points.fit("stopped-pair", *two, strike="train 3 TERM DDP", status=128 + signal.SIGTERM)
-    assert printed.count("stopped by SIGTERM at step 4; go on with --ckpt_path last") == 1
+    assert printed.count("stopped by SIGTERM at step 4; resume with --ckpt_path last") == 1
     assert len(points.seen("stopped-pair", 0)) == len(points.seen("stopped-pair", 1)) == 4
     points.fit("stopped-pair", *two, "--ckpt_path", "last")
     points.require_equal("stopped-pair", 4, "pair", ranks=2)

@@ -1,4 +1,4 @@
-"""What `fit` says when it goes on, and which folder it takes; in this process."""
+"""Messages and folders of a `fit` that resumes; in this process."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def stopped(tiny, run, monkeypatch, capfd):
         with pytest.raises(Stopped) as stopped:
             run("fit", "--config", tiny, *LARGER)
     assert stopped.value.code == 143
-    assert capfd.readouterr().err.splitlines()[-1] == "stopped by SIGTERM at step 2; go on with --ckpt_path last"
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped by SIGTERM at step 2; resume with --ckpt_path last"
 
 
 def test_the_middle_of_an_epoch_needs_the_same_batches(tiny, run, stopped, tmp_path, capfd):
@@ -63,11 +63,11 @@ def test_the_middle_of_an_epoch_needs_the_same_processes():
 def test_another_length_of_the_schedule_is_said(trained, tiny, run, caplog):
     with caplog.at_level("INFO"):
         run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
-    assert "goes on as in a training of 4 steps; up to the checkpoint it was that of one of 2 steps" in caplog.text
+    assert "continues as in a training of 4 steps; up to the checkpoint it was that of one of 2 steps" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
         run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "3", "--model.schedule", "Constant")
-    assert "goes on as in" not in caplog.text
+    assert "continues as in" not in caplog.text
 
 
 def test_a_run_that_is_over_is_said_to_be(tiny, run, tmp_path):
