@@ -1,4 +1,4 @@
-"""What attention does: measures of its weights, and the weights of every attention layer of a network.
+"""Look at what attention does: the weights of every attention layer of a network, and measures of them.
 
 `pictures` draws them with matplotlib, `page` writes them as an HTML page; neither is imported here.
 """

@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows.
+    """The content of a page.
 
     Attributes:
         title: above all.

@@ -31,7 +31,7 @@ COLOURS = {
 PALE = 0.35
 """Contrast of a picture under colours, which would be darkened by the picture's own."""
 EVEN = (0.9, 1.1)
-"""What an axis of column sums shows at least, so that rounding errors don't look like attention."""
+"""Least range of an axis of column sums, so that rounding errors don't look like attention."""
 
 
 def save(figure: Figure, path: Path) -> np.ndarray:
@@ -166,7 +166,7 @@ def _log_locator(low: float, high: float) -> Locator:
 
 
 def received(weights: Tensor, *, first_only: bool = False) -> Tensor:
-    """What each key receives on average over queries and heads, (K,), times K: from (H, Q, K); 1 is even."""
+    """Average what each key receives over queries and heads, (K,), times K: from (H, Q, K); 1 is even."""
     rows = weights[:, :1] if first_only else weights
     return rows.float().mean((0, 1)).cpu() * weights.shape[-1]
 

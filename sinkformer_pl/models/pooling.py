@@ -1,4 +1,4 @@
-"""From the tokens of a sample to one vector, never looking at padding."""
+"""Pool the tokens of a sample to one vector, without its padding."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Pooling = Literal["cls", "mean", "max"]
 
 
 def pool(x: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
-    """One vector for each sample.
+    """Pool to one vector for each sample.
 
     Args:
         x: (B, N, dim), N at least 1.

@@ -1,4 +1,4 @@
-"""How attention scores become weights: the contract, the registry, and one file for each normalization."""
+"""Turn attention scores into weights: the contract, the registry, and one file for each normalization."""
 
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory, ScoreNormalization
 from sinkformer_pl.normalizations.entmax import Entmax

@@ -15,7 +15,7 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head,
 
 
 class ScoreOptions(TypedDict, total=False):
-    """How `attend` and `weights` make scores of queries and keys, by keyword.
+    """Keywords of `attend` and `weights`, by which scores are made of queries and keys.
 
     Attributes:
         scale: multiplies q·k, a number or a tensor (H,); None is 1 / sqrt(D).

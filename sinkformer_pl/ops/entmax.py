@@ -16,7 +16,7 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 
 def sparsemax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """The point of the simplex nearest to the scores, over the keys that a query may meet: alpha-entmax at alpha = 2.
+    """Find the point of the simplex nearest to the scores, over the keys that a query may meet: alpha-entmax at 2.
 
     Exact, by sorting each row: O(K log K) a query.
 
@@ -40,7 +40,7 @@ def sparsemax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
 
 
 def entmax15(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """Alpha-entmax at alpha = 1.5, halfway from softmax to sparsemax.
+    """Apply alpha-entmax at alpha = 1.5, halfway from softmax to sparsemax.
 
     Exact, by sorting each row: O(K log K) a query.
 
@@ -61,7 +61,7 @@ def entmax15(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
 
 
 def entmax(scores: Tensor, alpha: float | Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """Alpha-entmax: argmax_p p·scores + H(p) over the simplex, H(p) = sum_j (p_j - p_j^alpha) / (alpha (alpha - 1)).
+    """Find argmax_p p·scores + H(p) over the simplex, with H(p) = sum_j (p_j - p_j^alpha) / (alpha (alpha - 1)).
 
     The larger alpha, the sparser; 1 is softmax, 2 sparsemax. By bisection of the threshold to the last bit of the
     dtype: O(K) a query, but some 25 passes over the scores in float32 and twice as many in float64, so at 1.5 and 2

@@ -26,7 +26,7 @@ class Marginals(NamedTuple):
 
 
 def uniform_marginals(scores: Tensor, mask: AttentionMask) -> Marginals:
-    """1 at each real query and Q/K at each real key, Q and K their numbers in the sample.
+    """Put 1 at each real query and Q/K at each real key, Q and K their numbers in the sample.
 
     A sample without queries or without keys has no mass at all.
 
@@ -58,7 +58,7 @@ def uniform_marginals(scores: Tensor, mask: AttentionMask) -> Marginals:
 
 
 def given_marginals(scores: Tensor, mask: AttentionMask, row: Tensor, column: Tensor) -> Marginals:
-    """The sums that a caller wants, at the real queries and keys.
+    """Take the sums that a caller wants, at the real queries and keys.
 
     Args:
         scores: (..., Q, K); only shape, device and dtype matter.
@@ -84,7 +84,7 @@ def given_marginals(scores: Tensor, mask: AttentionMask, row: Tensor, column: Te
 
 
 def only(values: Tensor, places: Tensor | None) -> Tensor:
-    """Values where there is mass, 0 elsewhere."""
+    """Keep values where there is mass, 0 elsewhere."""
     return values if places is None else values.where(places, 0.0)
 
 

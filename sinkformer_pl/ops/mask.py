@@ -121,7 +121,7 @@ class AttentionMask:
         return cls(query, key)
 
     def without_padding(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys (..., Q or K, D) and values (..., K, Dv) with zeros at padded tokens.
+        """Put zeros at padded tokens of queries and keys (..., Q or K, D) and values (..., K, Dv).
 
         What the padding holds can then neither overflow in a product nor reach a gradient.
         """
@@ -132,15 +132,15 @@ class AttentionMask:
         return q, k, v
 
     def query_column(self, scores: Tensor) -> Tensor:
-        """Real queries, as a bool tensor (B, 1, ..., Q, 1) that broadcasts against scores (..., Q, K)."""
+        """Return the real queries, as a bool tensor (B, 1, ..., Q, 1) that broadcasts against scores (..., Q, K)."""
         return _along(self.query, scores, -2)
 
     def key_row(self, scores: Tensor) -> Tensor:
-        """Real keys, as a bool tensor (B, 1, ..., 1, K) that broadcasts against scores (..., Q, K)."""
+        """Return the real keys, as a bool tensor (B, 1, ..., 1, K) that broadcasts against scores (..., Q, K)."""
         return _along(self.key, scores, -1)
 
     def allowed(self, scores: Tensor) -> Tensor:
-        """Real query, real key and a permitted pair: bool, broadcastable to scores (..., Q, K)."""
+        """Combine real query, real key and permitted pair: bool, broadcastable to scores (..., Q, K)."""
         allowed = self.query_column(scores) & self.key_row(scores)
         if self.pairs is None:
             return allowed
@@ -153,13 +153,13 @@ class AttentionMask:
         return allowed & self.pairs
 
     def keys_met(self, scores: Tensor) -> Tensor | None:
-        """Which keys a query may meet if it is real: bool, broadcastable to scores (..., Q, K); None is all."""
+        """Find the keys that a query may meet if it is real: bool, broadcastable to scores (..., Q, K); None is all."""
         if self.pairs is not None:
             return replace(self, query=None).allowed(scores)
         return None if self.key is None else self.key_row(scores)
 
     def num_keys(self, scores: Tensor) -> Tensor:
-        """How many keys a query may meet, at least 1; padding doesn't count, under `pairs` each query has its own.
+        """Count the keys that a query may meet, at least 1, without padding; under `pairs` each has its own count.
 
         Broadcastable to (..., Q, 1) for scores (..., Q, K), in at least float32; of no meaning at a padded query.
         """
@@ -190,17 +190,17 @@ def _one_of(given: dict[str, Tensor | None]) -> Tensor:
 
 
 def _can_look(tensor: Tensor) -> bool:
-    """Whether values can be read without a wait for a GPU or a cut through a compiled graph."""
+    """Tell whether values can be read without a wait for a GPU or a cut through a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def causal_pairs(queries: int, keys: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Pairs (1, 1, Q, K) in which a query meets the keys up to its own position."""
+    """Make pairs (1, 1, Q, K) in which a query meets the keys up to its own position."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril()[None, None]
 
 
 def _along(entry: Tensor | None, tensor: Tensor, axis: int) -> Tensor:
-    """A (B, N) entry, shaped to broadcast along one axis of a tensor whose first axis is the sample."""
+    """Shape a (B, N) entry to broadcast along one axis of a tensor whose first axis is the sample."""
     size = tensor.shape[axis]
     samples = tensor.shape[0] if tensor.ndim > 2 else 1
     shape = [1] * tensor.ndim

@@ -7,7 +7,7 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 
 
 def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | None = None) -> Tensor:
-    """Sigmoid of scores + bias.
+    """Apply the sigmoid to scores + bias.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
@@ -31,7 +31,7 @@ def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | 
 
 
 def relu(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """Positive part of the scores over the number of keys that the query may meet.
+    """Divide the positive part of the scores by the number of keys that the query may meet.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.

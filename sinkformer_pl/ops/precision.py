@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is float32 or float64, else a float32 copy.
+    """Return the tensor itself if it is float32 or float64, else a float32 copy.
 
     Raises:
         TypeError: not a float tensor.
@@ -19,12 +19,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """A context in which operators on this tensor's device keep the dtype of their inputs."""
+    """Return a context in which operators on this tensor's device keep the dtype of their inputs."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def per_head(parameter: float | Tensor) -> float | Tensor:
-    """A number as it is; a tensor (H,) as (H, 1, 1), to broadcast against (..., H, Q, K)."""
+    """Shape a tensor (H,) as (H, 1, 1), and leave a number as it is, to broadcast against (..., H, Q, K)."""
     if isinstance(parameter, Tensor) and parameter.ndim > 0:
         return parameter[..., None, None]
     return parameter

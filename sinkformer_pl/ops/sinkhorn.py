@@ -12,7 +12,7 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 
 class Plan(NamedTuple):
-    """What the half-steps come to.
+    """The result of the half-steps.
 
     Attributes:
         weights: (..., Q, K), exp(scores + f + g) where there is mass, else 0.

@@ -13,7 +13,7 @@ EPSILON = 1e-6
 
 
 def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = False) -> Tensor:
-    """Softmax over the keys that a query may meet.
+    """Apply softmax over the keys that a query may meet.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
@@ -47,7 +47,7 @@ def softmax_attention(
     bias: Tensor | None = None,
     sink: bool = False,
 ) -> Tensor:
-    """Weights of `softmax` times values, by `torch.nn.functional.scaled_dot_product_attention`.
+    """Multiply weights of `softmax` and values, by `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
         q: (B, H, Q, D), of any float dtype.
@@ -90,7 +90,7 @@ def softmax_attention(
 
 
 def scalable_softmax(scores: Tensor, s: float | Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """Softmax of s · log n · scores, with n the number of keys that the query may meet.
+    """Apply softmax to s · log n · scores, with n the number of keys that the query may meet.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
@@ -118,7 +118,7 @@ def scalable_softmax_attention(
     scale: float | Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Weights of `scalable_softmax` times values: `softmax_attention` of queries, and bias, times s · log n.
+    """Multiply weights of `scalable_softmax` and values: `softmax_attention` of queries, and bias, times s · log n.
 
     Args:
         q: (B, H, Q, D), of any float dtype; half precision is computed in float32.
@@ -142,7 +142,7 @@ def scalable_softmax_attention(
 
 
 def softpick(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
-    """Rectified softmax, relu(e^x - 1) / (sum |e^x - 1| + 1e-6) over the keys that a query may meet.
+    """Apply rectified softmax, relu(e^x - 1) / (sum |e^x - 1| + 1e-6) over the keys that a query may meet.
 
     Args:
         scores: (..., Q, K), any float dtype; computed in at least float32.
@@ -171,6 +171,6 @@ def softpick(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
 
 
 def _sharpness(scores: Tensor, s: float | Tensor, mask: AttentionMask) -> Tensor:
-    """The factor s · log n, broadcastable to (..., Q, 1); 0 for a query with a single key or none."""
+    """Compute the factor s · log n, broadcastable to (..., Q, 1); 0 for a query with a single key or none."""
     log_n = mask.num_keys(scores).log()
     return log_n * (per_head(s.to(log_n.dtype)) if isinstance(s, Tensor) else s)

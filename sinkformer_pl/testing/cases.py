@@ -31,16 +31,16 @@ class Case:
         return f"{shapes}, {self.q.dtype}, scale {self.scale}, mask: {self.words}"
 
     def attend(self, module: AttentionNormalization) -> Tensor:
-        """What a normalization's attend gives for it."""
+        """Call a normalization's attend on it."""
         return module.attend(self.q, self.k, self.v, self.mask, scale=self.scale, bias=self.bias)
 
     def weights(self, module: AttentionNormalization) -> Tensor:
-        """What a normalization's weights gives for it."""
+        """Call a normalization's weights on it."""
         return module.weights(self.q, self.k, self.mask, scale=self.scale, bias=self.bias)
 
     @property
     def tied(self) -> bool:
-        """Whether queries and keys are one tensor."""
+        """Tell whether queries and keys are one tensor."""
         return self.k is self.q
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What results are held to, and how a failure is worded."""
+"""Compare results, and word a failure."""
 
 import math
 

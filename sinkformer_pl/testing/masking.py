@@ -81,7 +81,7 @@ def no_tokens(s: Subject) -> None:
 
 
 def _real(count: int, more: int, left: bool) -> Tensor:
-    """Which of count + more tokens are real, with padding on one side."""
+    """Mark the real ones of count + more tokens, with padding on one side."""
     at = torch.arange(count + more)
     return at >= more if left else at < count
 

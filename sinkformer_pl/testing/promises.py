@@ -11,7 +11,7 @@ from sinkformer_pl.testing.subject import Subject
 
 
 def refusals(s: Subject) -> None:
-    """What isn't declared is refused by NotImplementedError or ValueError, not ignored: pairs, causal, rectangles."""
+    """Undeclared input is refused by NotImplementedError or ValueError, not ignored: pairs, causal, rectangles."""
     g = s.promises
     if s.requires_tied:
         case = s.case("padding", bias=False)

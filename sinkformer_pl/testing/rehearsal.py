@@ -13,7 +13,7 @@ from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreN
 from sinkformer_pl.ops.mask import AttentionMask
 
 TOKENS = 6
-"""Of the longer sample; the shorter one has two of padding behind them."""
+"""Length of the longer sample; the shorter one has two tokens of padding behind it."""
 
 
 def rehearse(normalization: AttentionNormalization, num_heads: int, head_dim: int) -> None:

@@ -51,7 +51,7 @@ class Subject:
         return {"attend": output.detach(), "weights": weights.detach(), **named}
 
     def refuses(self, case: Case) -> bool:
-        """Whether an input is refused with ValueError or NotImplementedError: by attend and weights, or by neither."""
+        """Tell whether an input is refused with ValueError or NotImplementedError, by both attend and weights."""
         self.seen, module, refusals = case, self.make(), 0
         for call in (case.attend, case.weights):
             try:
@@ -63,7 +63,7 @@ class Subject:
 
     @cached_property
     def takes_bias(self) -> bool:
-        """Whether a bias is taken, not refused."""
+        """Tell whether a bias is taken, not refused."""
         return not self.refuses(self.case(bias=True))
 
     def cases(self, dtype=torch.float64, **sizes) -> Iterator[Case]:

@@ -9,7 +9,6 @@ import torch
 from sinkformer_pl import ops
 from sinkformer_pl.models import MultiHeadAttention
 from sinkformer_pl.normalizations import Guarantees, Promises, ScoreNormalization
-from sinkformer_pl.normalizations.base import ScoreNormalization as OldPlace
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -43,7 +42,15 @@ def test_what_it_says_is_taken_over():
     assert Old(sparse=True).promises == Promises(row_sums="one", sparse=True)
     assert Old(sparse=True).guarantees == Guarantees(row_sums="one", sparse=True, square=True, tied=True)
     assert Old.promises == Promises(row_sums="one")
+
+
+def test_old_places_are_there_with_a_word():
+    with pytest.warns(FutureWarning, match="will go: import from sinkformer_pl.normalizations"):
+        from sinkformer_pl.normalizations.base import ScoreNormalization as OldPlace
+    with pytest.warns(FutureWarning, match="will go: import from sinkformer_pl.models"):
+        from sinkformer_pl.models.attention import MultiHeadAttention as OldAttention
     assert OldPlace is ScoreNormalization
+    assert OldAttention is MultiHeadAttention
 
 
 def test_it_trains():
