@@ -184,6 +184,7 @@ def _problem(
     leading, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     # Marginals and masks look at the shape of the scores alone, which are not formed.
     like_scores = at_least_float32(query.new_empty(())).expand(*leading, queries, keys)
+    unmasked = mask.query is mask.key is None
     bias, mask = forbid(bias, mask, like_scores)
     query, key, value = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -198,11 +199,18 @@ def _problem(
         rows = rows.expand(*leading, queries, 1).reshape(-1, queries, 1)
         columns = columns.expand(*leading, 1, keys).reshape(-1, keys, 1)
     if bias is not None:
-        bias = bias.to(query.dtype).expand(*leading, queries, keys).reshape(-1, queries, keys)
+        given, bias = bias, bias.to(query.dtype).expand(*leading, queries, keys).reshape(-1, queries, keys)
         if rows is not None and columns is not None:
             # A query or key without a pair left in its head has no mass there.
-            met = rows & columns.mT & ~bias.isneginf()
-            rows, columns = met.any(-1, keepdim=True), met.any(-2, keepdim=True).mT
+            if unmasked and given.ndim > 1:
+                # What is removed is forbidden to all, so the bias says it all, in its own shape, which may be small.
+                closed = given.isneginf()
+                idle = closed.all(-1, keepdim=True), closed.all(-2, keepdim=True)
+                rows = rows & ~idle[0].expand(*leading, queries, 1).reshape(-1, queries, 1)
+                columns = columns & ~idle[1].expand(*leading, 1, keys).reshape(-1, 1, keys).mT
+            else:
+                met = rows & columns.mT & ~bias.isneginf()
+                rows, columns = met.any(-1, keepdim=True), met.any(-2, keepdim=True).mT
     if isinstance(lam, Tensor):
         lam = lam.to(query.dtype).reshape(*lam.shape, 1, 1).expand(*leading, 1, 1).reshape(-1, 1, 1)
     return Problem(
