@@ -135,9 +135,9 @@ def test_a_process_that_fails_ends_all_and_says_why_alone(tmp_path, kind, rank, 
         "fit", "--config", str(CONFIG), *fault, *TWO, *QUIET, *small, cwd=tmp_path, out=out, err=out
     )
     try:
-        process.join(90)
+        process.join(300)
         assert process.exitcode not in (None, 0)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while left_over(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not left_over(process.pid)
@@ -166,7 +166,7 @@ def test_under_torchrun_too_a_failure_is_said_once(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=90,
+        timeout=300,
     )
     assert done.returncode != 0
     assert done.stdout.count("error: ") == done.stdout.count("error: the first cause") == 1, done.stdout
@@ -263,8 +263,8 @@ except UserError as error:
 def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path, delay):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", str(delay)]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=True)
-    deadline = time.monotonic() + 20
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300, check=True)
+    deadline = time.monotonic() + 120
     while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
@@ -316,8 +316,8 @@ def test_all_processes_heed_a_signal_to_one_of_them_some_steps_later(tmp_path, d
     """After the last of six steps a validation follows, which isn't begun."""
     (tmp_path / "script.py").write_text(LATE)
     command = [sys.executable, "script.py", str(delay)]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
-    deadline = time.monotonic() + 20
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300)
+    deadline = time.monotonic() + 120
     while not (tmp_path / "rank1").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     lines = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
