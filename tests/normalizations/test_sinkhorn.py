@@ -1,5 +1,6 @@
 """The Sinkhorn class over its function."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sinkformer_pl import ops
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
 from sinkformer_pl.ops import AttentionMask, causal_pairs
+from sinkformer_pl.testing import check_normalization
 
 
 def inputs():
@@ -52,3 +54,31 @@ def test_pairs_are_refused_with_the_reason():
         Sinkhorn().attend(q, k, v, mask, scale=1.0)
     with pytest.raises(NotImplementedError, match="use Softmax"):
         Sinkhorn().weights(q, k, mask, scale=1.0)
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit", "detached"])
+def test_the_gradient_is_the_one_that_is_chosen(gradient):
+    q, k, v, bias = (tensor.requires_grad_() for tensor in inputs())
+    module = Sinkhorn(n_iters=5, gradient=gradient)
+    found = torch.autograd.grad(module.attend(q, k, v, bias=bias).sin().sum(), (q, k, v, bias))
+    output = ops.sinkhorn_attention(q, k, v, n_iters=5, bias=bias, gradient=gradient)
+    for one, wanted in zip(found, torch.autograd.grad(output.sin().sum(), (q, k, v, bias)), strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-6, atol=1e-9)
+    exact = Sinkhorn(n_iters=5).attend(q, k, v, bias=bias).sin().sum()
+    difference = (torch.autograd.grad(exact, q)[0] - found[0]).abs().max()
+    assert (difference > 1e-4) == (gradient != "unrolled")
+    assert module.promises.exact_gradient == (gradient == "unrolled")
+
+
+def test_gradients_that_there_arent_are_refused():
+    wrong: Any = "exact"
+    with pytest.raises(ValueError, match="gradient must be one of unrolled, implicit, detached, got 'exact'"):
+        Sinkhorn(gradient=wrong)
+    with pytest.raises(ValueError, match="n_iters=1 has no column step"):
+        Sinkhorn(1, gradient="implicit")
+
+
+def test_a_detached_gradient_keeps_the_rest_of_the_contract():
+    check_normalization(
+        partial(Sinkhorn, gradient="detached"), converged=partial(Sinkhorn, n_iters=101), compiled=False
+    )
