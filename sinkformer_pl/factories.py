@@ -16,7 +16,7 @@ Spec = dict[str, Any]
 
 
 def describe(factory: Callable[..., Any]) -> Spec:
-    """The spec of a class, or of a `functools.partial` of one, with its defaults filled in.
+    """Return the spec of a class, or of a `functools.partial` of one, with its defaults filled in.
 
     Arguments that are factories themselves are described in turn; arguments without a default that the caller of the
     factory supplies are left out.
@@ -46,7 +46,7 @@ def abstract(cls: type) -> str:
 
 
 def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:
-    """The factory itself, or the one that a spec stands for.
+    """Return the factory itself, or the one that a spec stands for.
 
     A spec's class is imported, which runs its module's code. A spec among its arguments must be of the class that the
     argument's annotation names, such as `Callable[[], Something]`.
@@ -85,7 +85,7 @@ def _takes_none(cls: type, name: str) -> bool:
 
 
 def _made_by(cls: type, name: str) -> type:
-    """What a factory makes that is an argument of a class."""
+    """Return what a factory makes that is an argument of a class."""
     parameter = parameters_of(cls).get(name)
     annotation = None if parameter is None else parameter.annotation
     for hint in (annotation, *get_args(annotation)):

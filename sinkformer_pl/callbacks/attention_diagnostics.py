@@ -1,4 +1,4 @@
-"""What attention does, epoch by epoch."""
+"""Measure what attention does, epoch by epoch."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ FILE = "attention.csv"
 FOLDER = "attention"
 COLUMN_SUMS = "column_sums.csv"
 STEPS = 40
-"""Of the quantiles in `column_sums.csv`, from 0 to 1."""
+"""Number of steps between the quantiles in `column_sums.csv`, from 0 to 1."""
 LOGGED = (
     "column_sum_min",
     "column_sum_max",

@@ -1,4 +1,4 @@
-"""The compare command."""
+"""Run the compare command."""
 
 import argparse
 import contextlib
@@ -161,7 +161,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _without(argv: Sequence[str], option: str) -> tuple[list[str], list[str | None]]:
-    """The arguments without an option, and its last value."""
+    """Return the arguments without an option, and its last value."""
     values, others = split_off(argv, (option,))
     return others, [values[-1] if values else None]
 

@@ -1,4 +1,4 @@
-"""What a command prints: at its beginning and its end, from the first process, and remedies of known errors."""
+"""Print the beginning and the end of a command, from the first process; raise known errors with their remedy."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `--help`, `--KEY.help NAME` and `--print_config` print."""
+"""Print what `--help`, `--KEY.help NAME` and `--print_config` ask for."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The inspect command: attention of a trained network as an HTML page."""
+"""Run the inspect command: attention of a trained network as an HTML page."""
 
 import argparse
 import contextlib
@@ -131,7 +131,7 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
 
 
 def _curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Those that there are, of finite values: JSON has no others."""
+    """Read the curves that there are, of finite values: JSON has no others."""
     curves = {
         name: [(epoch, value) for epoch, value in values.items() if math.isfinite(value)]
         for name, values in read_curves(path).items()

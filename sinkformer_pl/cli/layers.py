@@ -14,7 +14,7 @@ import yaml
 from sinkformer_pl.errors import UserError
 
 MOST_VALUES = 10_000
-"""Of a YAML file; aliases of aliases make a small one grow without end."""
+"""Limit of a YAML file: aliases of aliases make a small one grow without end."""
 
 SPEC_KEYS = {"class_path", "init_args", "dict_kwargs", "replaced"}
 

@@ -1,4 +1,4 @@
-"""Which command runs, and how its failure is said."""
+"""Dispatch a command, and report its failure in one line."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ FILES = {
     **dict.fromkeys(FULL, "free some space, or give another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or give another place"),
 }
-"""What to do when a file can't be written or read, by the number of the error."""
+"""Remedies of errors in reading and writing files, by their number."""
 
 USAGE = """\
 usage: python -m sinkformer_pl COMMAND ...

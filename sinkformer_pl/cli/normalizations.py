@@ -1,4 +1,4 @@
-"""The table of normalizations."""
+"""Print the table of normalizations."""
 
 from collections.abc import Iterator, Sequence
 

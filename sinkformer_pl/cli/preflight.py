@@ -30,10 +30,10 @@ LEAST = {
     "log_every_n_steps": 0,
     "num_sanity_val_steps": -1,
 }
-"""The least value of arguments whose range nobody else checks."""
+"""Least values of arguments whose range nobody else checks."""
 
 LIMITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-"""What limits the batches of a command: `trainer.limit_WORD_batches`, of the loader `WORD_dataloader`."""
+"""Names of what limits the batches of a command: `trainer.limit_WORD_batches`, of the loader `WORD_dataloader`."""
 
 SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -41,7 +41,7 @@ SPLITS: dict[str, tuple[Split, ...]] = {
     "test": ("test",),
     "predict": ("test",),
 }
-"""The splits that a command uses."""
+"""Splits that a command uses."""
 
 
 def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
@@ -177,7 +177,7 @@ def require_room(folder: Path) -> None:
 
 
 def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether the patience of an EarlyStopping has ended a checkpoint's training, as it would after one epoch more.
+    """Tell whether an EarlyStopping has ended a checkpoint's training, as it would after one epoch more.
 
     Args:
         trainer: with the callbacks of now.

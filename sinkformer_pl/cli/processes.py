@@ -46,7 +46,7 @@ def together() -> Iterator[None]:
 
 
 def _shared_file() -> str:
-    """A new file, or the one that the processes of a torchrun have in common."""
+    """Return a new file, or the one that the processes of a torchrun have in common."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         handle, file = tempfile.mkstemp(prefix="sinkformer_pl-")
         os.close(handle)
@@ -63,7 +63,7 @@ def _shared_file() -> str:
 
 
 def first_to_fail() -> bool:
-    """Whether no process of this training has failed before: what fails in the others is a consequence."""
+    """Tell whether no process of this training has failed before: what fails in the others is a consequence."""
     _, file = _first()
     try:
         # Of several processes one alone succeeds.
@@ -97,7 +97,7 @@ def require_others(trainer: "pl.Trainer") -> None:
 
 
 def _first() -> tuple[int, str]:
-    """The number of the first process and the shared file, 0 and "" outside of `together`."""
+    """Return the number of the first process and the shared file, 0 and "" outside of `together`."""
     number, _, file = os.environ.get(VARIABLE, "0:").partition(":")
     return int(number), file
 

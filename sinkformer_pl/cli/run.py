@@ -107,12 +107,12 @@ class Run:
 
     @property
     def fitting(self) -> bool:
-        """Whether it trains."""
+        """Tell whether it trains."""
         return self.settings.command == "fit"
 
     @property
     def keeps_files(self) -> bool:
-        """Whether anything is written to the run's folder."""
+        """Tell whether anything is written to the run's folder."""
         return not self.trainer.fast_dev_run  # type: ignore[attr-defined]
 
     def make_trainer(self) -> None:

@@ -80,7 +80,7 @@ DEFAULTS = {
 
 @dataclass
 class Given:
-    """What was given on a command line, before a checkpoint is read or a class imported.
+    """Arguments of a command line, before a checkpoint is read or a class imported.
 
     Attributes:
         configs: the YAML files and what they hold, in their order.
@@ -109,12 +109,12 @@ class Given:
 
     @property
     def root(self) -> Path:
-        """The folder of all runs."""
+        """Return the folder of all runs."""
         return local_folder(str(self.layers.get("trainer.default_root_dir", DEFAULT_ROOT)))
 
     @property
     def checkpoint(self) -> Path | None:
-        """The path of the checkpoint, if one is named.
+        """Return the path of the checkpoint, if one is named.
 
         Raises:
             UserError: there is none.

@@ -26,12 +26,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """As a call: "Softmax", "Sinkhorn(n_iters=3)"."""
+        """Return it as a call: "Softmax", "Sinkhorn(n_iters=3)"."""
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return self.name.rpartition(".")[2] + (f"({given})" if given else "")
 
     def flags(self) -> list[str]:
-        """The flags that choose it."""
+        """Return the flags that choose it."""
         flags = ["--model.normalization", self.name]
         for name, value in self.arguments.items():
             # As YAML, which the parser reads; infinity is .inf there.

@@ -1,4 +1,4 @@
-"""The tables and the picture of a comparison. Every run is in them."""
+"""Write the tables and the picture of a comparison. Every run is in them."""
 
 import csv
 import statistics
@@ -59,7 +59,7 @@ class Difference:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is a loss."""
+    """Tell whether a metric is a loss."""
     return metric.endswith("loss")
 
 

@@ -1,4 +1,4 @@
-"""What a run left, read from its files."""
+"""Read what a run left in its files."""
 
 import csv
 import statistics

@@ -118,7 +118,7 @@ def _cores() -> int:
 
 
 def _cause(log: Path, status: int) -> str:
-    """What a command printed last, or as an error."""
+    """Return what a command printed last, or as an error."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     for line in reversed(lines):
         if line.startswith("error: "):

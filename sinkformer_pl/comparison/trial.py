@@ -31,40 +31,40 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """Return the name for messages."""
         return f"{self.arm.label}, seed {self.seed}"
 
     @property
     def name(self) -> str:
-        """The run's name, and so that of its folder."""
+        """Return the name of the run, and of its folder."""
         return re.sub(r"[^\w.=-]+", "_", self.arm.label).strip("_") + f"-seed{self.seed}"
 
     @property
     def log(self) -> Path:
-        """The file of what its commands print."""
+        """Return the file of what its commands print."""
         return self.root / "logs" / f"{self.name}.log"
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the newest version that is trained, else of the newest that can be resumed, if any."""
+        """Return the folder of the newest version that is trained, else of the newest that can be resumed, if any."""
         found = [path for _, path in sorted(versions(self.root / self.name), reverse=True)]
         return next((path for fits in (_trained, _cut_off) for path in found if fits(path)), None)
 
     @property
     def trained(self) -> bool:
-        """Whether its training has come to its end, and left weights to test unless they were tested already."""
+        """Tell whether its training has come to its end, and left weights to test unless they were tested already."""
         folder = self.folder
         return folder is not None and _trained(folder)
 
     @property
     def done(self) -> bool:
-        """Whether it has been trained and tested."""
+        """Tell whether it has been trained and tested."""
         folder = self.folder
         return folder is not None and read_fit(folder) is not None and read_test(folder) is not None
 
     @property
     def arguments(self) -> Sequence[str]:
-        """Those of `fit`."""
+        """Return the arguments of `fit`."""
         return (
             *self.shared,
             *self.arm.flags(),
@@ -73,7 +73,7 @@ class Trial:
         )
 
     def commands(self) -> list[list[str]]:
-        """What is left to do, as arguments of the command line; nothing for a run that is done.
+        """Return what is left to do, as arguments of the command line; nothing for a run that is done.
 
         A training that was cut off resumes from its last complete epoch.
         """
@@ -85,17 +85,17 @@ class Trial:
         return todo
 
     def line(self) -> str:
-        """The same as one line for a shell."""
+        """Return the same as one line for a shell."""
         return " && ".join(shlex.join(["python", "-m", "sinkformer_pl", *command]) for command in self.commands())
 
 
 def read_fit(folder: Path) -> dict[str, Any] | None:
-    """What `fit` left at its end; None if there is nothing, or nothing that can be read."""
+    """Read what `fit` left at its end; None if there is nothing, or nothing that can be read."""
     return _read(folder / FIT_RECORD, "resumed", "best")
 
 
 def read_test(folder: Path) -> dict[str, Any] | None:
-    """What `test` left, likewise."""
+    """Read what `test` left, likewise."""
     return _read(folder / "test.json", "metrics")
 
 

@@ -1,4 +1,4 @@
-"""What is trained: LightningModules that receive their backbone and their normalization."""
+"""Tasks: LightningModules that receive their backbone and their normalization."""
 
 from sinkformer_pl.tasks.classification import Classifier, Prediction
 from sinkformer_pl.tasks.protocol import Task

@@ -35,7 +35,7 @@ PROGRESS_BAR = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
 class Prediction(NamedTuple):
-    """What `predict` gives for a batch.
+    """Output of `predict` for a batch.
 
     Attributes:
         index: (B,) int64, the place of each sample in its split.
@@ -246,7 +246,10 @@ class Classifier(pl.LightningModule):
         self._steps = checkpoint.get(STEPS_KEY)
 
     def _weight(self, size: int, batch_idx: int) -> float:
-        """What makes a step over several batches the mean over its samples: Lightning takes a plain sum / number."""
+        """Return the factor that makes a step over several batches the mean over its samples.
+
+        Lightning takes a plain sum / number.
+        """
         if not is_attached(self):  # A step by itself.
             return 1.0
         parts, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader

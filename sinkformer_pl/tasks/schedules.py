@@ -12,14 +12,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """The factor, at least 0, at a progress in [0, 1]."""
+        """Return the factor, at least 0, at a progress in [0, 1]."""
 
 
 class Constant(Schedule):
     """The base rate throughout."""
 
     def __call__(self, progress: float) -> float:
-        """1."""
+        """Return 1."""
         return 1.0
 
 
@@ -38,7 +38,7 @@ class StepDecay(Schedule):
         self.factor = factor
 
     def __call__(self, progress: float) -> float:
-        """The factor, once for each milestone behind."""
+        """Return the factor, once for each milestone behind."""
         # A progress is a quotient of step counts; the tolerance keeps a milestone on its own step.
         return self.factor ** sum(progress + 1e-9 >= milestone for milestone in self.milestones)
 
@@ -58,7 +58,7 @@ class WarmupCosine(Schedule):
         self.floor = floor
 
     def __call__(self, progress: float) -> float:
-        """The factor."""
+        """Return the factor."""
         if progress < self.warmup:
             # The first step moves too: a rate of exactly 0 would waste it.
             return max(progress / self.warmup, 1e-3)

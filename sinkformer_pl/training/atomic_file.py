@@ -9,7 +9,7 @@ from typing import TextIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A new text file, which gets the name `path` when the block ends well; its folder is made.
+    """Open a new text file, which gets the name `path` when the block ends well; its folder is made.
 
     A process that is killed leaves the old file or the new one; a block that fails, the old one alone.
     """

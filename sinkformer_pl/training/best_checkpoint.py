@@ -1,4 +1,4 @@
-"""The checkpoint with the best metric."""
+"""Keep the checkpoint with the best metric."""
 
 from pathlib import Path
 

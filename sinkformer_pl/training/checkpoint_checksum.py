@@ -19,7 +19,7 @@ _CHUNK = 2**20
 
 
 class DamagedError(Exception):
-    """The bytes of a file aren't those that were written; the message says how that shows."""
+    """Error: the bytes of a file aren't those that were written; the message says how that shows."""
 
 
 def write(content: Any, file: BinaryIO) -> None:
@@ -75,7 +75,7 @@ def verify(file: BinaryIO) -> bool:
 
 
 class _Writer:
-    """What `torch.save` writes into; it counts the bytes in.
+    """File for `torch.save` that hashes the bytes on their way.
 
     An exception would reach `torch.save` through C++ and come out as another one, so it is kept instead.
     """
@@ -103,7 +103,7 @@ def _ends_plainly(end: bytes) -> bool:
 
 
 def _digest(file: BinaryIO, length: int) -> bytes:
-    """The SHA-256 of the first `length` bytes and the length of an empty comment: of what `torch.save` wrote."""
+    """Return the SHA-256 of the first `length` bytes and the length of an empty comment: of what `torch.save` wrote."""
     digest = hashlib.sha256()
     file.seek(0)
     while length and (chunk := file.read(min(_CHUNK, length))):

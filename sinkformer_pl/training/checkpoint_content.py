@@ -1,4 +1,4 @@
-"""What a checkpoint has to hold, beside bytes that are intact: one that was put together by hand may not."""
+"""Check the content of a checkpoint whose bytes are intact: one that was put together by hand may lack entries."""
 
 import json
 from collections.abc import Callable, Mapping

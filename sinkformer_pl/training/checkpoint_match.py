@@ -1,4 +1,4 @@
-"""Saying in what a checkpoint and what it is to be used with differ."""
+"""Say in what a checkpoint and what it is to be used with differ."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,7 +143,7 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
 
 
 def differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The hyper-parameters that are in both and differ, by their dotted keys: {"backbone.dim": (8, 16)}.
+    """Return the hyper-parameters that are in both and differ, by their dotted keys: {"backbone.dim": (8, 16)}.
 
     Args:
         saved: those of a checkpoint; classes as {"class_path", "init_args"}.

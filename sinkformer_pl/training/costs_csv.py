@@ -1,4 +1,4 @@
-"""What training steps cost."""
+"""Measure what training steps cost."""
 
 import statistics
 import sys

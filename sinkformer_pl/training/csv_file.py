@@ -1,4 +1,4 @@
-"""A CSV file that grows row by row, and from which a resumed training drops the rows that it makes anew."""
+"""Write a CSV file that grows row by row, and from which a resumed training drops the rows that it makes anew."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence

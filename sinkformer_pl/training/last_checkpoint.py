@@ -66,7 +66,7 @@ class LastCheckpoint(pl.Callback):
 
     @property
     def last_model_path(self) -> str:
-        """The file if there is one, else ""."""
+        """Return the file if there is one, else ""."""
         return str(self.path) if self.path.is_file() else ""
 
     @override
@@ -166,7 +166,7 @@ class LastCheckpoint(pl.Callback):
             self._stop(trainer, received)
 
     def _agreed(self, trainer: pl.Trainer, received: int, late: bool) -> tuple[int, bool]:
-        """What any process has received, and whether the first finds it late."""
+        """Return the signal that any process has received, and whether the first finds it late."""
         if trainer.world_size == 1:
             return received, late
         device = trainer.strategy.root_device
@@ -193,7 +193,7 @@ class LastCheckpoint(pl.Callback):
 
 
 def _most(found: Iterable[tuple[Tensor, None]]) -> tuple[int, bool]:
-    """The signal, and whether it is late, of what was found at some steps."""
+    """Return the signal, and whether it is late, of what was found at some steps."""
     pairs = [value.tolist() for value, _ in found] or [[0, 0]]
     return max(number for number, _ in pairs), any(late for _, late in pairs)
 

@@ -126,7 +126,7 @@ class ResumeState(pl.Callback):
 
 
 def _order(trainer: pl.Trainer) -> dict[str, Any]:
-    """What the order of an epoch's samples depends on."""
+    """Return what the order of an epoch's samples depends on."""
     data: Any = getattr(trainer, "datamodule", None)
     return {
         "data.seed": getattr(data, "seed", None),
@@ -177,7 +177,7 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def _counts(module: pl.LightningModule) -> dict[str, Any]:
-    """What each metric has counted, if anything."""
+    """Return what each metric has counted, if anything."""
     return {
         name: {"updates": metric.update_count, "state": _moved(metric.metric_state, "cpu")}
         for name, metric in _metrics(module)

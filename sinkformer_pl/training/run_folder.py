@@ -1,4 +1,4 @@
-"""Where a run lives: `<default_root_dir>/<name>/version_<k>`, with `checkpoints/best.ckpt` and `last.ckpt` in it."""
+"""Find the folders of runs, `<default_root_dir>/<name>/version_<k>`, and `checkpoints/best.ckpt` and `last.ckpt`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
-    """The folder of a run that starts, or resumes from a checkpoint.
+    """Return the folder of a run that starts, or resumes from a checkpoint.
 
     A checkpoint of a run of this name under `root` continues that run's folder; everything else gets a new version.
     """
@@ -26,7 +26,7 @@ def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder of all runs.
+    """Return the folder of all runs.
 
     Raises:
         UserError: a remote one.
@@ -74,7 +74,7 @@ def find_checkpoint(wanted: str, root: Path, name: str) -> Path:
 
 
 def root_of(checkpoint: Path) -> Path | None:
-    """The `default_root_dir` of the run that a checkpoint lies in, None if it lies in none."""
+    """Return the `default_root_dir` of the run that a checkpoint lies in, None if it lies in none."""
     run = _run_of(checkpoint)
     return None if run is None else run.parent.parent
 
@@ -85,7 +85,7 @@ def _run_of(checkpoint: Path) -> Path | None:
 
 
 def versions(folder: Path) -> list[tuple[int, Path]]:
-    """The versions of a run in the folder of its name, each with its number, in no order."""
+    """Return the versions of a run in the folder of its name, each with its number, in no order."""
     return [(number, path) for number, path in _numbered(folder) if path.is_dir()]
 
 

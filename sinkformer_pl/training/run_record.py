@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: the configuration and the metrics."""
+"""Write what a run leaves beside its weights: the configuration and the metrics."""
 
 import json
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class RunRecord(pl.Callback):
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
 
     def _best(self) -> dict[str, float]:
-        """The validation metrics of the best checkpoint."""
+        """Return the validation metrics of the best checkpoint."""
         path = self.folder / CHECKPOINTS / "best.ckpt"
         # Strategies that divide the model write folders.
         return read_checkpoint(path)[METRICS_KEY] if path.is_file() else {}

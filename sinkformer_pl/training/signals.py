@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""What kills, Ctrl-C, and what schedulers send some time before they kill."""
+"""Signals that end a training: of `kill`, of Ctrl-C, and that of schedulers some time before they kill."""
 
 
 class Stopped(SystemExit):
-    """The end that a signal asked for; the exit status is 128 + its number, as shells have it.
+    """Exit that a signal asked for; the exit status is 128 + its number, as shells have it.
 
     Attributes:
         line: what to tell the user.
