@@ -69,3 +69,8 @@ def test_dependencies_are_those_that_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in project["dependencies"]}
     assert declared - IMPORTED_BY_OTHERS == distributions
+
+
+def test_comparisons_can_be_imported_where_there_is_no_fcntl():
+    without = "import sys; sys.modules['fcntl'] = None\n"
+    assert "scipy" in modules_after(f"{without}import sinkformer_pl.comparison")

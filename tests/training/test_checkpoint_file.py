@@ -409,7 +409,8 @@ def test_other_classes_are_listed(there, capsys):
 
 def test_another_normalization_or_backbone_is_listed_or_said(there, capsys):
     last = str(there / "last.ckpt")
-    line = refused(capsys, "test", "--ckpt_path", last, "--model.normalization", "ScalableSoftmax")
+    learned = ["--model.normalization", "ScalableSoftmax", "--model.normalization.learned", "true"]
+    line = refused(capsys, "test", "--ckpt_path", last, *learned)
     assert "normalization is sinkformer_pl.normalizations.Sinkhorn in the checkpoint and" in line
     assert "sinkformer_pl.normalizations.ScalableSoftmax here" in line
     line = refused(capsys, "test", "--ckpt_path", last, "--model.backbone.dim", "16")
