@@ -1,0 +1,1 @@
+"""Sinkhorn attention on GPUs: kernels in Triton, and the choice among them."""
