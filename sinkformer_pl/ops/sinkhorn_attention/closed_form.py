@@ -8,15 +8,15 @@ rank Dv + n_iters.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.marginals import only
 from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
-from sinkformer_pl.ops.sinkhorn_attention.kernel import LOG_2, TILE_BYTES, Kernel, invert
-from sinkformer_pl.ops.sinkhorn_attention.problem import Problem, Solution, laned
+from sinkformer_pl.ops.sinkhorn_attention.kernel import LOG_2, TILE_BYTES, Kernel
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem, laned
 from sinkformer_pl.ops.sinkhorn_attention.workspace import workspace
 
 BLOCK_BYTES = 2**20
@@ -32,7 +32,7 @@ SEGMENT = 22
 """Half-steps of one Z, an even number; few enough for the potentials to stay in range at scores of 1e4."""
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """What the half-steps leave behind; row steps, column steps or segments are the first axis.
 
     Attributes:
@@ -49,78 +49,104 @@ class _Run(NamedTuple):
     m: Tensor
     c: Tensor
 
-    def block(self, heads: slice, lanes: int) -> "_Run":
+    def block(self, heads: slice, lanes: int) -> "Run":
+        """Take some of the problems, what belongs to queries divided into lanes."""
         u, w, normalizer, m, c = (tensor[:, heads] for tensor in self)
-        return _Run(laned(u, lanes, 1), w, normalizer, laned(m, lanes, 1), c)
+        return Run(laned(u, lanes, 1), w, normalizer, laned(m, lanes, 1), c)
 
 
-def closed_form_attention(problem: Problem) -> Solution:
-    """Solve a problem; beside inputs and outputs it takes the memory of one block of heads, or of one tile of that."""
-    p = problem
-    lam = p.lam if isinstance(p.lam, Tensor) else None
-    return Solution(*_ClosedForm.apply(p.q, p.k, p.v, p.bias, lam, problem))
+class Gradients(NamedTuple):
+    """Of the tensors of a problem with the same name; None where there is none.
+
+    Attributes:
+        q: (N, Q, D).
+        k: (N, K, D).
+        v: (N, K, Dv).
+        bias: (N, Q, K).
+        log_row: (N, Q, 1).
+        log_column: (N, K, 1).
+        lam: (N, 1, 1).
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    log_row: Tensor | None
+    log_column: Tensor | None
+    lam: Tensor | None
 
 
-class _ClosedForm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lam: Tensor | None, p: Problem) -> Any:
-        n, queries, keys, row_steps = q.shape[0], q.shape[1], k.shape[1], (p.n_iters + 1) // 2
-        segments = len(_segments(p.n_iters))
-        run = _Run(
-            u=q.new_empty(row_steps, n, queries, 1),
-            w=q.new_empty(1 + p.n_iters // 2, n, keys, 1),
-            normalizer=q.new_empty(p.n_iters // 2, n, keys, 1),
-            m=q.new_empty(segments, n, queries, 1),
-            c=q.new_empty(segments, n, keys, 1),
+def forward(p: Problem) -> tuple[Tensor, Run]:
+    """Compute the output (N, Q, Dv), in the memory of one block of heads beside inputs and results, or of one tile."""
+    q, k = p.q, p.k
+    n, queries, keys, row_steps = q.shape[0], q.shape[1], k.shape[1], (p.n_iters + 1) // 2
+    number = segments(p.n_iters)
+    run = Run(
+        u=q.new_empty(row_steps, n, queries, 1),
+        w=q.new_empty(1 + p.n_iters // 2, n, keys, 1),
+        normalizer=q.new_empty(p.n_iters // 2, n, keys, 1),
+        m=q.new_empty(number, n, queries, 1),
+        c=q.new_empty(number, n, keys, 1),
+    )
+    output = q.new_empty(n, queries, p.v.shape[2])
+    for heads, lanes in _blocks(q, k):
+        part = p.block(heads, lanes)
+        _solve(part, Kernel(part), run.block(heads, lanes), laned(output[heads], lanes))
+    return output, run
+
+
+def backward(p: Problem, output: Tensor, run: Run, grad: Tensor, *, marginals: bool) -> Gradients:
+    """Gradients of all that are tensors, of the marginals where they are wanted."""
+    q, k = p.q, p.k
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(p.v)
+    dbias = torch.empty_like(p.bias) if p.bias is not None else None
+    dlam = torch.zeros_like(p.lam) if isinstance(p.lam, Tensor) else None
+    drow, dcolumn = (q.new_zeros(*x.shape[:2], 1) if marginals else None for x in (q, k))
+    for heads, lanes in _blocks(q, k):
+        part = p.block(heads, lanes)
+        adjoint = _Adjoint(part, Kernel(part), run.block(heads, lanes))
+        adjoint.drow = laned(drow[heads], lanes) if drow is not None else None
+        adjoint.dcolumn = dcolumn[heads] if dcolumn is not None else None
+        adjoint.run_back(
+            laned(output[heads], lanes),
+            laned(grad[heads], lanes),
+            laned(dq[heads], lanes),
+            dk[heads],
+            dv[heads],
+            laned(dbias[heads], lanes) if dbias is not None else None,
         )
-        output = q.new_empty(n, queries, v.shape[2])
-        residual = q.new_empty(n) if p.with_info else None
-        for heads, lanes in _blocks(q, k):
-            part = p.block(heads, lanes)
-            kernel = Kernel(part)
-            _solve(part, kernel, run.block(heads, lanes), laned(output[heads], lanes))
-            if residual is not None:
-                residual[heads] = _residual(part, kernel, run.block(heads, lanes))
-        ctx.save_for_backward(q, k, v, bias, lam, output, *run)
-        # Tensors of a graph belong to save_for_backward alone.
-        none: Any = None
-        ctx.problem = p._replace(q=none, k=none, v=none, bias=None, lam=None if lam is not None else p.lam)
-        f = g = None
-        if p.with_info:
-            f = LOG_2 * only(run.u[-1].log2() - run.m[-1], p.rows)
-            g = LOG_2 * only(run.w[-1].log2() - run.c[-1], p.columns)
-            ctx.mark_non_differentiable(f, g, residual)
-        return output, f, g, residual
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("sinkhorn_attention has no second derivative; use backend='reference' for one")
-        q, k, v, bias, lam, output, *run = ctx.saved_tensors
-        p: Problem = ctx.problem._replace(q=q, k=k, v=v, bias=bias)
-        p = p if lam is None else p._replace(lam=lam)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        dbias = torch.empty_like(bias) if bias is not None else None
-        dlam = torch.zeros_like(lam) if lam is not None else None
-        for heads, lanes in _blocks(q, k):
-            part = p.block(heads, lanes)
-            adjoint = _Adjoint(part, Kernel(part), _Run(*run).block(heads, lanes))
-            adjoint.run_back(
-                laned(output[heads], lanes),
-                laned(grad[heads], lanes),
-                laned(dq[heads], lanes),
-                dk[heads],
-                dv[heads],
-                laned(dbias[heads], lanes) if dbias is not None else None,
-            )
-            if dlam is not None:
-                dlam[heads] = adjoint.dlam
-        return dq, dk, dv, dbias, dlam, None
+        if dlam is not None:
+            dlam[heads] = adjoint.dlam
+    return Gradients(dq, dk, dv, dbias, drow, dcolumn, dlam)
 
 
-def _solve(p: Problem, kernel: Kernel, run: _Run, output: Tensor) -> None:
+def segments(n_iters: int) -> int:
+    """Count the kernel matrices that this many half-steps take."""
+    return len(_segments(n_iters))
+
+
+def potentials(p: Problem, run: Run) -> tuple[Tensor, Tensor]:
+    """F (N, Q, 1) of the queries and g (N, K, 1) of the keys, -inf or NaN without mass."""
+    return LOG_2 * (run.u[-1].log2() - run.m[-1]), LOG_2 * (run.w[-1].log2() - run.c[-1])
+
+
+def sums(p: Problem, run: Run) -> tuple[Tensor, Tensor]:
+    """Row sums (N, Q, 1) and column sums (N, K, 1) of the plan."""
+    rows, columns = torch.empty_like(run.u[-1]), torch.empty_like(run.w[-1])
+    for heads, lanes in _blocks(p.q, p.k):
+        part = p.block(heads, lanes)
+        kernel, own = Kernel(part), run.block(heads, lanes)
+        kernel.use(own.m[-1], own.c[-1])
+        u, w = own.u[-1], own.w[-1]
+        laned(rows[heads], lanes).copy_(u * kernel.matvec(w))
+        columns[heads] = w * kernel.rmatvec(u)
+    return rows, columns
+
+
+def _solve(p: Problem, kernel: Kernel, run: Run, output: Tensor) -> None:
     """All half-steps of a block, which fill the run and the output."""
-    ratio = p.log_ratio.exp() if isinstance(p.log_ratio, Tensor) else math.exp(p.log_ratio)
+    column = p.log_column.exp() if isinstance(p.log_column, Tensor) else math.exp(p.log_column)
     last = p.n_iters - 1
     g: Tensor | None = None
     for segment, steps in enumerate(_segments(p.n_iters)):
@@ -132,15 +158,16 @@ def _solve(p: Problem, kernel: Kernel, run: _Run, output: Tensor) -> None:
             if step == steps.start:
                 sums = kernel.start(g, run.m[segment], c, run.w[at], run.u[at])
             elif step < last:
-                sums = kernel.row_and_column(run.w[at], run.u[at])
+                sums = kernel.row_and_column_step(run.w[at], run.u[at])
             if step == last:
                 continue
             normalizer, w = run.normalizer[at], run.w[at + 1]
-            normalizer.copy_(invert(sums, p.columns))
+            normalizer.copy_(kernel.column_step(sums))
             if p.lam is None:
-                torch.mul(normalizer, ratio, out=w)
+                torch.mul(normalizer, column, out=w)
             else:
-                w.copy_(only((p.lam * (p.log_ratio / LOG_2 + normalizer.log2() - c) + c).exp2(), p.columns))
+                damped = p.lam * (p.log_column / LOG_2 + normalizer.log2() - c) + c
+                w.copy_(only(damped.exp2(), normalizer > 0))
     kernel.times_values(run.w[-1], run.u[-1], output, row_step=last > 0 and last % 2 == 0)
 
 
@@ -152,10 +179,13 @@ class _Adjoint:
     on the way.
     """
 
-    def __init__(self, p: Problem, kernel: Kernel, run: _Run) -> None:
+    def __init__(self, p: Problem, kernel: Kernel, run: Run) -> None:
         self.p, self.kernel, self.run = p, kernel, run
         self.lam: float | Tensor = 1.0 if p.lam is None else p.lam
         self.dlam: Tensor | float = 0.0
+        self.drow: Tensor | None = None
+        self.dcolumn: Tensor | None = None
+        self.inverse_row = None if p.row is None else only(1 / p.row, p.row > 0)
 
     def run_back(self, output: Tensor, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None) -> None:
         """Fill the gradients, and set `dlam`."""
@@ -184,7 +214,7 @@ class _Adjoint:
         # What the columns will hold is written last; before that they are memory for two products.
         self.f = _product(grad, output, left).sum(-1, keepdim=True)
         _product(u, grad, left)
-        self.passed_on = w * self.kernel.back_with_factors(u * self.f, left, dv)
+        self.passed_on = w * self.kernel.rmatvec_and_product(self._normalized(u * self.f), left, dv)
         dv *= w
         self.g = _product(self.p.v, dv, right).sum(-1, keepdim=True)
         _product(w, self.p.v, right)
@@ -192,7 +222,7 @@ class _Adjoint:
     def _unrolled(self, steps: range) -> None:
         last = self.p.n_iters - 1
         if steps[-1] == last and last % 2 == 0:
-            self._row_step(last // 2, self.run.u[-1] * self.f)
+            self._row_step(last // 2, self.run.u[-1], self.f)
             self.f, self.g = torch.zeros_like(self.f), self.g - self.passed_on
         for at in range(steps.stop // 2 - 1, steps.start // 2 - 1, -1):
             self._pair(at)
@@ -201,43 +231,52 @@ class _Adjoint:
         """Column step `at` and the row step before it."""
         weighted, f, u = self._column_step(at), self.f, self.run.u[at]
         if at == 0:
-            self._row_step(at, u * (f - u * self.kernel.there(weighted)))
+            self._row_step(at, u, f - u * self.kernel.matvec(weighted))
             return
-        left = torch.empty_like(u)
+        cotangent = torch.empty_like(u)
 
         def both(rows: slice, product: Tensor) -> Tensor:
-            torch.mul(u[:, rows], f[:, rows] - u[:, rows] * product, out=left[:, rows])
-            return left[:, rows]
+            torch.sub(f[:, rows], u[:, rows] * product, out=cotangent[:, rows])
+            return self._normalized(u[:, rows] * cotangent[:, rows], rows)
 
-        self.g = -self.run.w[at] * self.kernel.there_and_back(weighted, both)
-        self._row_step(at, left)
+        self.g = -self.run.w[at] * self.kernel.rmatvec_of_matvec(weighted, both)
+        self._row_step(at, u, cotangent)
         self.f = torch.zeros_like(f)
 
     def _detached(self, steps: range) -> None:
-        self._row_step((self.p.n_iters - 1) // 2, self.run.u[-1] * self.f)
+        self._row_step((self.p.n_iters - 1) // 2, self.run.u[-1], self.f)
 
     def _implicit(self, steps: range) -> None:
         u, w, kernel = self.run.u[-1], self.run.w[-1], self.kernel
-        sums, squared = w * kernel.back(u), u.square()
+        sums, squared = w * kernel.rmatvec(u), self._normalized(u.square())
 
         def gram(vector: Tensor) -> Tensor:
-            return w * kernel.there_and_back(w * vector, lambda rows, product: squared[:, rows] * product)
+            return w * kernel.rmatvec_of_matvec(w * vector, lambda rows, product: squared[:, rows] * product)
 
-        self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, self.p.columns)
-        f = self.f - self.lam * u * kernel.there(w * only(self.g / sums, self.p.columns))
-        self._row_step(-1, u * f)
+        there = sums > 0 if self.p.bias is not None else self.p.columns
+        self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, there)
+        f = self.f - self.lam * u * kernel.matvec(w * only(self.g / sums, there))
+        self._row_step(-1, u, f)
         self._column_step(-1)
 
-    def _row_step(self, at: int, weighted: Tensor) -> None:
-        """Add the columns of row step `at`, for u times its cotangent."""
-        self._add_columns(weighted, self.run.w[at])
+    def _row_step(self, at: int, u: Tensor, cotangent: Tensor) -> None:
+        """Add the columns of row step `at` with this cotangent of its potential."""
+        if self.drow is not None:
+            self.drow += cotangent
+        self._add_columns(self._normalized(u * cotangent), self.run.w[at])
+
+    def _normalized(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Divide what belongs to queries by the sums of their rows: a row step's softmax is its plan over these."""
+        return x if self.inverse_row is None else x * self.inverse_row[:, rows]
 
     def _column_step(self, at: int) -> Tensor:
         """Add the columns of column step `at`, whose cotangent is g; return lam * g * normalizer."""
         normalizer = self.run.normalizer[at]
         if self.p.lam is not None:
-            distance = only(self.p.log_ratio + LOG_2 * (normalizer.log2() - self.c), self.p.columns)
+            distance = only(self.p.log_column + LOG_2 * (normalizer.log2() - self.c), normalizer > 0)
             self.dlam = self.dlam + (self.g * distance).sum(-2, keepdim=True)
+        if self.dcolumn is not None:
+            self.dcolumn += self.lam * self.g
         weighted = self.lam * self.g * normalizer
         self._add_columns(self.run.u[at], weighted)
         return weighted
@@ -250,8 +289,8 @@ class _Adjoint:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Entry by entry. A compiler takes no output that isn't contiguous."""
-    return out.copy_(a * b) if torch.compiler.is_compiling() else torch.mul(a, b, out=out)
+    """Multiply entry by entry."""
+    return torch.mul(a, b, out=out)
 
 
 def _segments(n_iters: int) -> list[range]:
@@ -267,18 +306,10 @@ def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, int]]:
     """
     heads, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     on_cpu = q.device.type == "cpu"
-    threads = torch.get_num_threads() if on_cpu and not torch.compiler.is_compiling() else 1
+    threads = torch.get_num_threads() if on_cpu else 1
     matrix = max(1, queries * keys * q.element_size())
     alone = matrix > TILE_BYTES or heads < threads
     lanes = threads if alone and queries % threads == 0 and queries // threads >= LANE_ROWS else 1
     size = 1 if lanes > 1 else threads * max(1, (BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES) // matrix)
     for start in range(0, heads, size):
         yield slice(start, min(start + size, heads)), lanes
-
-
-def _residual(p: Problem, kernel: Kernel, run: _Run) -> Tensor:
-    u, w = run.u[-1], run.w[-1]
-    ratio = p.log_ratio.exp() if isinstance(p.log_ratio, Tensor) else math.exp(p.log_ratio)
-    row_error = only((u * kernel.there(w) - 1).abs(), p.rows).amax((-2, -1))
-    column_error = only((w * kernel.back(u) / ratio - 1).abs(), p.columns).amax((-2, -1))
-    return torch.maximum(row_error.unflatten(0, (len(column_error), -1)).amax(-1), column_error)

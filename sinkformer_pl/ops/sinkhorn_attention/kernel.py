@@ -43,8 +43,7 @@ class Kernel:
         self.p, self.kept = p, p.kept
         self.lanes, queries, keys = len(p.q), p.q.shape[1], p.k.shape[1]
         self.heads = len(p.k)
-        whole = torch.compiler.is_compiling()
-        size = queries if whole else _rows_of_tile(self.lanes, queries, keys, p.q)
+        size = _rows_of_tile(self.lanes, queries, keys, p.q)
         self.slices = [slice(start, min(start + size, queries)) for start in range(0, queries, max(1, size))]
         tile, matrix = self.lanes * min(size, queries) * keys, self.lanes * queries * keys
         memory = workspace("kernel", matrix if p.kept else tile, p.q)
@@ -60,7 +59,7 @@ class Kernel:
             m: (L, R, 1), filled with the shift of the rows; infinite in rows without mass.
             c: (N, K, 1), filled with the shift of the columns, likewise.
             w: (N, K, 1), filled with 2^(g + c).
-            u: (L, R, 1), filled with 1 / (Z w).
+            u: (L, R, 1), filled with r / (Z w).
 
         Returns:
             Z^T u, (N, K, 1).
@@ -71,7 +70,7 @@ class Kernel:
             self._fill(g, w)
             # Around another g the scores are made again: taking g away from these would round them otherwise.
             self.shifted = g is None
-            return self.row_and_column(w, u)
+            return self.row_and_column_step(w, u)
         sums = self._shift_by_tiles(g, u)
         self._fill(g, w)
         return sums
@@ -80,16 +79,16 @@ class Kernel:
         """Take shifts that `start` chose."""
         self.m, self.c, self.made, self.shifted = m, c, False, False
 
-    def row_and_column(self, w: Tensor, u: Tensor) -> Tensor:
-        """Set u to 1 / (Z w), 0 without mass, and return Z^T u."""
+    def row_and_column_step(self, w: Tensor, u: Tensor) -> Tensor:
+        """Set u to r / (Z w), a row step, and return Z^T u, what the column step after it divides by."""
 
         def row_step(rows: slice, sums: Tensor) -> Tensor:
-            u[:, rows] = self.inverse(sums, rows)
+            u[:, rows] = self.row_step(sums, rows)
             return u[:, rows]
 
-        return self.there_and_back(w, row_step)
+        return self.rmatvec_of_matvec(w, row_step)
 
-    def there_and_back(self, x: Tensor, between: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    def rmatvec_of_matvec(self, x: Tensor, between: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """Z^T between(rows, Z x), (N, K, 1), for x (N, K, 1); `between` is told which rows it gets of Z x."""
         x, total = self._for_lanes(x), None
         for rows, z in self._made():
@@ -97,12 +96,12 @@ class Kernel:
             total = part if total is None else total.add_(part)
         return self.over_lanes(total)
 
-    def there(self, x: Tensor) -> Tensor:
+    def matvec(self, x: Tensor) -> Tensor:
         """Z x, (L, R, 1), for x (N, K, 1)."""
         x = self._for_lanes(x)
         return torch.cat([_from_right(z, x) for _, z in self._made()], 1)
 
-    def back(self, y: Tensor) -> Tensor:
+    def rmatvec(self, y: Tensor) -> Tensor:
         """Z^T y, (N, K, 1), for y (L, R, 1)."""
         total = None
         for rows, z in self._made():
@@ -110,7 +109,7 @@ class Kernel:
             total = part if total is None else total.add_(part)
         return self.over_lanes(total)
 
-    def back_with_factors(self, y: Tensor, factors: Tensor, out: Tensor) -> Tensor:
+    def rmatvec_and_product(self, y: Tensor, factors: Tensor, out: Tensor) -> Tensor:
         """Z^T y, (N, K, 1), for y (L, R, 1); sets the output (N, K, D) to Z^T factors, for factors (L, R, D)."""
         total, products = None, _FromLeft(self, out, add=False)
         for rows, z in self._made():
@@ -121,11 +120,11 @@ class Kernel:
         return self.over_lanes(total)
 
     def times_values(self, w: Tensor, u: Tensor, output: Tensor, *, row_step: bool) -> None:
-        """Set the output (L, R, Dv) to u * Z (w * v), u to 1 / (Z w) before that where there is a row step left."""
+        """Set the output (L, R, Dv) to u * Z (w * v), u to r / (Z w) before that where there is a row step left."""
         values, w = self._for_lanes(w * self.p.v), self._for_lanes(w)
         for rows, z in self._made():
             if row_step:
-                u[:, rows] = self.inverse(_from_right(z, w), rows)
+                u[:, rows] = self.row_step(_from_right(z, w), rows)
             _product(z, values, output[:, rows], add=False)
         output *= u
 
@@ -159,9 +158,15 @@ class Kernel:
         assert total is not None
         return total if self.lanes == self.heads else total.sum(0, keepdim=True)
 
-    def inverse(self, sums: Tensor, rows: slice) -> Tensor:
-        """In place; 0 where there is no mass."""
-        return invert(sums, None if self.p.rows is None else self.p.rows[:, rows])
+    def row_step(self, sums: Tensor, rows: slice) -> Tensor:
+        """Turn the sums Z w of some rows into their scalings u = r / (Z w), in place; 0 where there is no mass."""
+        u = invert(sums, forbidden=self.p.bias is not None)
+        return u if self.p.row is None else u.mul_(self.p.row[:, rows])
+
+    def column_step(self, sums: Tensor) -> Tensor:
+        """Turn the sums Z^T u of the columns into the scalings that make them 1, in place; 0 where there is no mass."""
+        normalizer = invert(sums, forbidden=self.p.bias is not None)
+        return normalizer if self.p.columns is None else normalizer.masked_fill_(~self.p.columns, 0.0)
 
     def _made(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, z in zip(self.slices, self.tiles, strict=True):
@@ -194,8 +199,10 @@ class Kernel:
         if self.p.columns is not None:
             z.masked_fill_(~self.p.columns.mT, -math.inf)
         m = torch.amax(z, -1, keepdim=True)
-        if self.p.rows is not None:
-            m.masked_fill_(~self.p.rows[:, rows], math.inf)
+        if self.p.bias is not None:  # whose -inf may have left a row nothing
+            m.masked_fill_(m == -math.inf, math.inf)
+        if self.p.row is not None:
+            m.masked_fill_(self.p.row[:, rows] == 0, math.inf)
         self.m[:, rows] = m
         return z.sub_(m).amax(-2, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
 
@@ -213,7 +220,7 @@ class Kernel:
         for rows, z in zip(self.slices, self.tiles, strict=True):
             c = self._shift_rows(rows, z, g)
             totals = _from_right(z.sub_(c).exp2_(), c.exp2().mT)
-            u[:, rows] = self.inverse(totals, rows)
+            u[:, rows] = self.row_step(totals, rows)
             part = _from_left(u[:, rows], z).mT
             if highest is None or sums is None:
                 highest, sums = c, part
@@ -270,10 +277,11 @@ class _FromLeft:
             _assign(self.out, total.mT if self.transposed else total, add=self.adds)
 
 
-def invert(sums: Tensor, places: Tensor | None) -> Tensor:
-    """1 / sums, in place; 0 where there is no mass."""
+def invert(sums: Tensor, *, forbidden: bool) -> Tensor:
+    """1 / sums, in place; with `forbidden` pairs a sum may be 0, and stays so."""
+    nothing = sums == 0 if forbidden else None
     sums.clamp_(min=torch.finfo(sums.dtype).tiny).reciprocal_()
-    return sums if places is None else sums.masked_fill_(~places, 0.0)
+    return sums if nothing is None else sums.masked_fill_(nothing, 0.0)
 
 
 # As products of a row vector from the left, and one that isn't a transpose: all other forms take a batch of large Z
@@ -295,8 +303,8 @@ def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
 
 
 def _writable(out: Tensor) -> bool:
-    """Whether a product may be written into it; a compiler doesn't know."""
-    return not torch.compiler.is_compiling() and out.is_contiguous()
+    """Whether a product may be written into it."""
+    return out.is_contiguous()
 
 
 def _assign(target: Tensor, value: Tensor, *, add: bool) -> None:

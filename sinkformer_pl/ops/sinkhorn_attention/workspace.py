@@ -22,7 +22,7 @@ def workspace(name: str, numel: int, like: Tensor) -> Tensor:
 
     On the CPU a thread gets the same piece again for the same name, so one call at a time may use a name.
     """
-    if torch.compiler.is_compiling() or like.device.type != "cpu" or numel * like.element_size() > WORKSPACE_BYTES:
+    if like.device.type != "cpu" or numel * like.element_size() > WORKSPACE_BYTES:
         return like.new_empty(numel)
     kept = _pieces.by_name.get(name)
     if kept is None or kept.numel() < numel or kept.dtype != like.dtype:

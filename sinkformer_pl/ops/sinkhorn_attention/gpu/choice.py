@@ -1,8 +1,10 @@
 """Which kernels for which sizes, and their tiles: one table."""
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
+import triton
 
 LONG = 7
 """Half-steps from which the whole kernel matrix on chip pays."""
@@ -10,8 +12,6 @@ LONG = 7
 SEGMENT = 22
 """Half-steps that the scalings of `on_chip` stay in range for."""
 
-WIDEST = 256
-"""Features of a query, key or value at the most."""
 
 Kind = Literal["keys on chip", "queries on chip", "on chip", "streaming"]
 
@@ -58,7 +58,12 @@ def shared_memory(device: torch.device) -> int:
     """Bytes that one program may have; those of an H100 where kernels are interpreted."""
     if device.type != "cuda":
         return 232_448
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return _limits(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _limits(index: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def choose(
@@ -71,13 +76,15 @@ def choose(
     none = Tile(0, 0, 0, 0)
     small = 128 if full else 256
     room = wide <= (64 if full else 128) and (limit > 120_000 or columns * wide <= 128 * 64)
-    if room and max(rows, columns) <= 128 and wide <= 64 and LONG <= n_iters <= SEGMENT and gradient != "implicit":
-        if not (full and max(rows, columns) > 64):
-            warps = 8 if rows * columns > 64 * 64 else 4
-            return Choice("on chip", Tile(rows, columns, warps, 1), Tile(rows, columns, warps, 1))
+    fits = max(rows, columns) <= (64 if full else 128) and wide <= 64
+    if room and fits and LONG <= n_iters <= SEGMENT and gradient != "implicit":
+        tile = Tile(rows, columns, 8 if rows * columns > 64 * 64 else 4, 1)
+        return Choice("on chip", tile, tile)
     if room and columns <= small:
-        forward, backward = _keys_on_chip(columns, full, wide)
-        return Choice("keys on chip", Tile(forward[0], columns, *forward[1:]), Tile(backward[0], columns, *backward[1:]))
+        forward, backward = _keys_on_chip(queries, columns, full, wide, n_iters)
+        return Choice(
+            "keys on chip", Tile(forward[0], columns, *forward[1:]), Tile(backward[0], columns, *backward[1:])
+        )
     room = wide <= (64 if full else 128) and (limit > 120_000 or rows * wide <= 128 * 64)
     if room and rows <= small and n_iters > 1:
         forward, backward = _queries_on_chip(rows, full, wide)
@@ -85,13 +92,18 @@ def choose(
     return Choice("streaming", none, none)
 
 
-def _keys_on_chip(columns: int, full: bool, wide: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _keys_on_chip(
+    queries: int, columns: int, full: bool, wide: int, n_iters: int
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Queries of a tile, warps and stages, of the forward and the backward."""
     if full:
         return (16, 4, 1), (16, 8, 1)
     if columns <= 64:
         return (64, 4, 2), (64, 4, 1)
     if columns <= 128:
-        return (64, 4, 2), (64, 4, 1) if wide <= 64 else (32, 8, 1)
+        # Of 65 queries a tile of 64 more would be nearly empty.
+        forward = 64 if -(-queries // 64) * 64 <= 1.25 * queries else 16
+        return (forward, 4, 2), (32, 4 if wide <= 64 and n_iters <= 3 else 8, 1)
     return (32, 4, 2), (32, 8, 1) if wide <= 64 else (16, 8, 1)
 
 

@@ -25,7 +25,8 @@ UNDERFLOW = tl.constexpr(2.0**-60)  # a smaller sum may have lost terms
 @triton.jit
 def _row_and_column_step(
     Q, kt, g, BIAS, LR, F, F_NEXT, sqn, sbq, sbk, scale, nQ, nK,
-    D: tl.constexpr, DB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, MAXIMUM: tl.constexpr,
+    D: tl.constexpr, DB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, MAXIMUM: tl.constexpr,
 ):  # fmt: skip
     """Store the potentials of the queries; return the log-sum-exp of the columns of s + f."""
     d, ik = tl.arange(0, DB), tl.arange(0, BK)
@@ -62,7 +63,8 @@ def _row_and_column_step(
 @triton.jit
 def forward(
     Q, K, V, BIAS, LR, LC, SCALE, LAM, O, F, G, NU,
-    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk, slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
+    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk,
+    slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
     scale, uniform, heads, nQ, nK, N, PAIRS,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, DAMPED: tl.constexpr, SOFTMAX: tl.constexpr, EVEN: tl.constexpr,

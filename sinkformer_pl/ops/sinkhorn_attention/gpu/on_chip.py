@@ -1,7 +1,7 @@
 """One program a head, its whole kernel matrix on chip: 21 half-steps cost little more than 3. For up to 128 x 128.
 
-The form is that of `closed_form`: Z = 2^(s - m - c) with row maxima m and then column maxima c, and scalings u = 2^(f + m)
-of the queries and w = 2^(g + c) of the keys. They stay in range for 22 half-steps.
+The form is that of `closed_form`: Z = 2^(s - m - c) with row maxima m and then column maxima c, and scalings
+u = 2^(f + m) of the queries and w = 2^(g + c) of the keys. They stay in range for 22 half-steps.
 """
 
 import triton
@@ -28,12 +28,16 @@ def _inverse(sums):
 @triton.jit
 def forward(
     Q, K, V, BIAS, LR, LC, SCALE, LAM, O, U, W, NRM, M, C,
-    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk, slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
+    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk,
+    slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
     scale, uniform, heads, nQ, nK, N, PAIRS,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, DAMPED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Half-steps and output of one head; U (row steps, N, Q), W (1 + PAIRS, N, K), NRM (PAIRS, N, K), M (N, Q), C (N, K)."""
+    """Half-steps and output of one head.
+
+    U (row steps, N, Q), W (1 + PAIRS, N, K), NRM (PAIRS, N, K) with DAMPED, M (N, Q) and C (N, K) are filled.
+    """
     n = tl.program_id(0).to(tl.int64)
     b, h = n // heads, n % heads
     iq, ik, d, dv = tl.arange(0, BQ), tl.arange(0, BK), tl.arange(0, DB), tl.arange(0, DVB)

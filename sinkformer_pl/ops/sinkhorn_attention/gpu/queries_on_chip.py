@@ -86,7 +86,8 @@ def _column_and_row_step(
 @triton.jit
 def forward(
     Q, K, V, BIAS, LR, LC, SCALE, LAM, O, F, G, NU,
-    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk, slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
+    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk,
+    slrb, slrh, slcb, slch, ssb, ssh, slb, slh,
     scale, uniform, heads, nQ, nK, N, PAIRS,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, DAMPED: tl.constexpr, SOFTMAX: tl.constexpr, EVEN: tl.constexpr,
@@ -143,7 +144,7 @@ def forward(
         )  # fmt: skip
         tl.store(F + steps_q + iq, f, mask=iq < nQ)
         tl.debug_barrier()
-        for t in range(1, PAIRS - 1):
+        for _ in range(1, PAIRS - 1):
             G += steps_k
             F += steps_q
             if DAMPED:

@@ -50,7 +50,7 @@ def store_rows(X, stride, rows, inside, columns, tile, WIDTH: tl.constexpr, BLOC
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a @ b in float32."""
+    """Multiply two tiles, with sums in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
@@ -58,16 +58,14 @@ def product(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_product(a, b, c, PRECISION: tl.constexpr):
-    """c + a @ b in float32."""
+    """Add the product of two tiles to c, with sums in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, c, input_precision=PRECISION)
 
 
 @triton.jit
-def scores(
-    a, b, scale, BIAS, stride_a, stride_b, rows, columns, num_rows, num_columns, PRECISION: tl.constexpr
-):
+def scores(a, b, scale, BIAS, stride_a, stride_b, rows, columns, num_rows, num_columns, PRECISION: tl.constexpr):
     """Scores of a (rows, D) and b (D, columns) in base 2, the bias of their head added."""
     s = product(a, b, PRECISION) * scale
     if BIAS is not None:

@@ -1,14 +1,14 @@
-"""Any length, in memory O(Q + K): each half-step is a pass over the other side, which writes a vector."""
+"""Gradients at any length, in memory O(Q + K): a pass for each half-step, for dV, for dQ and for dK."""
 
 import triton
 import triton.language as tl
 
+from sinkformer_pl.ops.sinkhorn_attention.gpu.streaming_forward import gather
 from sinkformer_pl.ops.sinkhorn_attention.gpu.tiles import (
     ANY,
     LOG2E,
     NONE,
     add_product,
-    column_step,
     load_columns,
     load_rows,
     log_marginal,
@@ -20,117 +20,24 @@ from sinkformer_pl.ops.sinkhorn_attention.gpu.tiles import (
 
 
 @triton.jit
-def half_step(
-    A, B, BIAS, LA, LB, SCALE, LAM, FB, FA_BEFORE, FA, NU,
-    sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, slab, slah, slbb, slbh, ssb, ssh, slb, slh,
-    scale, uniform, heads, nA, nB, blocks,
-    D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
-    FREE: tl.constexpr, MAXIMUM: tl.constexpr, COLUMN: tl.constexpr, DAMPED: tl.constexpr,
+def output_cotangents(
+    O, DO, F, F_LAST, DELTA, CE, sob, soh, son, sgb, sgh, sgn, heads, nQ, blocks,
+    DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, DAMPED: tl.constexpr,
 ):  # fmt: skip
-    """The potential FA of the tokens A from that of the tokens B: a row step, or with A the keys a column step.
-
-    FREE: the potential FB is 0. Without MAXIMUM the shift of a sum is the potential FA_BEFORE of the step before.
-    """
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    b, h = n // heads, n % heads
-    ia = (pid % blocks) * BA + tl.arange(0, BA)
-    d = tl.arange(0, DB)
-    if BIAS is not None:
-        BIAS += b * sib + h * sih
-    if LA is not None:
-        LA += b * slab + h * slah
-        LB += b * slbb + h * slbh
-    scale = scale * LOG2E
-    if SCALE is not None:
-        scale = tl.load(SCALE + b * ssb + h * ssh).to(tl.float32) * LOG2E
-    la = log_marginal(LA, ia, nA, uniform)
-    a = load_rows(A + b * sab + h * sah, san, ia, la > ANY, d, D, DB)
-    B += b * sbb + h * sbh
-    total = tl.zeros([BA], tl.float32)
-    if MAXIMUM:
-        shift = tl.full([BA], NONE, tl.float32)
-    else:
-        before = tl.load(FA_BEFORE + n * nA + ia, mask=ia < nA, other=NONE)
-        shift = tl.where(before > ANY, -before, -NONE)
-    for start in range(0, nB, BB):
-        ib = start + tl.arange(0, BB)
-        if FREE:
-            potential = tl.where(log_marginal(LB, ib, nB, 0.0) > ANY, 0.0, NONE)
-        else:
-            potential = tl.load(FB + n * nB + ib, mask=ib < nB, other=NONE)
-        bt = load_columns(B, sbn, ib, potential > ANY, d, D, DB)
-        s = scores(a, bt, scale, BIAS, sia, sij, ia, ib, nA, nB, PRECISION) + potential[None, :]
-        if MAXIMUM:
-            higher = tl.maximum(shift, tl.max(s, 1))
-            total = total * tl.exp2(shift - higher) + tl.sum(tl.exp2(s - higher[:, None]), 1)
-            shift = higher
-        else:
-            total += tl.sum(tl.exp2(s - shift[:, None]), 1)
-    lse = tl.where((tl.abs(shift) < -ANY) & (total > 0.0), shift + tl.log2(total), NONE)
-    lam = 1.0
-    if DAMPED and COLUMN:
-        lam = tl.load(LAM + b * slb + h * slh).to(tl.float32)
-    if COLUMN:
-        tl.store(NU + n * nA + ia, tl.where((la > ANY) & (lse > ANY), -lse, NONE), mask=ia < nA)
-    tl.store(FA + n * nA + ia, column_step(lse, la, lam, DAMPED and COLUMN), mask=ia < nA)
-
-
-@triton.jit
-def forward(
-    Q, K, V, BIAS, LR, LC, SCALE, O, F_BEFORE, F, G,
-    sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sob, soh, son, sbb, sbh, sbq, sbk, slrb, slrh, slcb, slch, ssb, ssh,
-    scale, heads, nQ, nK, blocks,
-    D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, FREE: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """The output, and with it the last row step, F; with EVEN, F is given and no row step left. FREE: G is 0."""
+    """DELTA = O·dO, the cotangent of the last row step; and the term CE of the first row step, where F is given."""
     pid = tl.program_id(0)
     n = (pid // blocks).to(tl.int64)
     b, h = n // heads, n % heads
     iq = (pid % blocks) * BQ + tl.arange(0, BQ)
-    d, dv = tl.arange(0, DB), tl.arange(0, DVB)
-    K += b * skb + h * skh
-    V += b * svb + h * svh
-    if BIAS is not None:
-        BIAS += b * sbb + h * sbh
-    if LR is not None:
-        LR += b * slrb + h * slrh
-        LC += b * slcb + h * slch
-    scale = scale * LOG2E
-    if SCALE is not None:
-        scale = tl.load(SCALE + b * ssb + h * ssh).to(tl.float32) * LOG2E
-    lr = log_marginal(LR, iq, nQ, 0.0)
-    q = load_rows(Q + b * sqb + h * sqh, sqn, iq, lr > ANY, d, D, DB)
-    o = tl.zeros([BQ, DVB], tl.float32)
-    total = tl.zeros([BQ], tl.float32)
-    shift = tl.full([BQ], NONE, tl.float32)
-    if EVEN:
-        f = tl.load(F_BEFORE + n * nQ + iq, mask=iq < nQ, other=NONE)
-    for start in range(0, nK, BK):
-        ik = start + tl.arange(0, BK)
-        if FREE:
-            g = tl.where(log_marginal(LC, ik, nK, 0.0) > ANY, 0.0, NONE)
-        else:
-            g = tl.load(G + n * nK + ik, mask=ik < nK, other=NONE)
-        kt = load_columns(K, skn, ik, g > ANY, d, D, DB)
-        v = load_rows(V, svn, ik, g > ANY, dv, DV, DVB)
-        s = scores(q, kt, scale, BIAS, sbq, sbk, iq, ik, nQ, nK, PRECISION) + g[None, :]
-        if EVEN:
-            p = tl.exp2(s + f[:, None])
-        else:
-            higher = tl.maximum(shift, tl.max(s, 1))
-            p = tl.exp2(s - higher[:, None])
-            fade = tl.exp2(shift - higher)
-            total = total * fade + tl.sum(p, 1)
-            o = o * fade[:, None]
-            shift = higher
-        o = add_product(p.to(v.dtype), v, o, PRECISION)
-    if not EVEN:
-        real = (lr > ANY) & (shift > ANY)
-        o = o * tl.where(real, tl.exp2(lr) / total, 0.0)[:, None]
-        tl.store(F + n * nQ + iq, tl.where(real, lr - shift - tl.log2(total), NONE), mask=iq < nQ)
-    store_rows(O + b * sob + h * soh, son, iq, iq < nQ, dv, o, DV, DVB)
+    inside = iq < nQ
+    dv = tl.arange(0, DVB)
+    last = tl.load(F_LAST + n * nQ + iq, mask=inside, other=NONE)
+    o = load_rows(O + b * sob + h * soh, son, iq, last > ANY, dv, DV, DVB)
+    do = load_rows(DO + b * sgb + h * sgh, sgn, iq, last > ANY, dv, DV, DVB)
+    tl.store(DELTA + n * nQ + iq, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=inside)
+    if F is not None:
+        f = tl.load(F + n * nQ + iq, mask=inside, other=NONE)
+        tl.store(CE + n * nQ + iq, f if DAMPED else ratio(f, last), mask=inside)
 
 
 @triton.jit
@@ -208,52 +115,6 @@ def _store_key_terms(gb, lam, g_last, G_BEFORE, NU, GB, LAM_GB, XE, WE, at, insi
 
 
 @triton.jit
-def _gather(
-    A, B, BIAS, FB, X, sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, scale, fa, n, b, h, ia, nA, nB,
-    D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """sum_b 2^(s + fa + FB_b) X_b for tokens a; X None: the sums."""
-    d = tl.arange(0, DB)
-    if BIAS is not None:
-        BIAS += b * sib + h * sih
-    a = load_rows(A + b * sab + h * sah, san, ia, fa > ANY, d, D, DB)
-    B += b * sbb + h * sbh
-    y = tl.zeros([BA], tl.float32)
-    for start in range(0, nB, BB):
-        ib = start + tl.arange(0, BB)
-        fb = tl.load(FB + n * nB + ib, mask=ib < nB, other=NONE)
-        bt = load_columns(B, sbn, ib, fb > ANY, d, D, DB)
-        s = scores(a, bt, scale, BIAS, sia, sij, ia, ib, nA, nB, PRECISION)
-        p = tl.exp2(s + fa[:, None] + fb[None, :])
-        if X is not None:
-            p = p * tl.load(X + n * nB + ib, mask=ib < nB, other=0.0)[None, :]
-        y += tl.sum(p, 1)
-    return y
-
-
-@triton.jit
-def matvec(
-    A, B, BIAS, SCALE, FA, FB, X, Y,
-    sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, ssb, ssh, scale, heads, nA, nB, blocks,
-    D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Y_a = sum_b 2^(s + FA_a + FB_b) X_b; with A the keys the product with the transpose. X None: the sums."""
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    b, h = n // heads, n % heads
-    ia = (pid % blocks) * BA + tl.arange(0, BA)
-    scale = scale * LOG2E
-    if SCALE is not None:
-        scale = tl.load(SCALE + b * ssb + h * ssh).to(tl.float32) * LOG2E
-    fa = tl.load(FA + n * nA + ia, mask=ia < nA, other=NONE)
-    y = _gather(
-        A, B, BIAS, FB, X, sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, scale, fa, n, b, h, ia, nA, nB,
-        D, DB, BA, BB, PRECISION,
-    )  # fmt: skip
-    tl.store(Y + n * nA + ia, y, mask=ia < nA)
-
-
-@triton.jit
 def row_cotangents(
     Q, K, BIAS, SCALE, LR, F, F_LAST, NU, LAM_GB, DELTA, FB, INVERSE_FB, CE, CF,
     sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, ssb, ssh, slrb, slrh, scale, heads, nQ, nK, blocks,
@@ -272,7 +133,7 @@ def row_cotangents(
     if SCALE is not None:
         scale = tl.load(SCALE + b * ssb + h * ssh).to(tl.float32) * LOG2E
     f = tl.load(F + n * nQ + iq, mask=inside, other=NONE)
-    fb = -_gather(
+    fb = -gather(
         Q, K, BIAS, NU, LAM_GB, sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, scale, f, n, b, h, iq, nQ, nK,
         D, DB, BA, BB, PRECISION,
     )  # fmt: skip
@@ -296,7 +157,8 @@ def row_cotangents(
 def column_cotangents(
     Q, K, BIAS, SCALE, LAM, F, G, NU, INVERSE_FB, G_LAST, G_BEFORE, NU_BEFORE, GB, LAM_GB, XE, WE,
     sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, ssb, ssh, slb, slh, scale, heads, nQ, nK, blocks,
-    D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr, DAMPED: tl.constexpr,
+    D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
+    DAMPED: tl.constexpr,
 ):  # fmt: skip
     """The cotangent of a column step from that of the row step after it, which F and G are before; and its terms."""
     pid = tl.program_id(0)
@@ -312,7 +174,7 @@ def column_cotangents(
         lam = tl.load(LAM + b * slb + h * slh).to(tl.float32)
     g = tl.load(G + n * nK + ik, mask=inside, other=NONE)
     nu = tl.load(NU + n * nK + ik, mask=inside, other=NONE)
-    y = _gather(
+    y = gather(
         K, Q, BIAS, F, INVERSE_FB, skb, skh, skn, sqb, sqh, sqn, sbb, sbh, sbk, sbq, scale, nu, n, b, h, ik, nK, nQ,
         D, DB, BA, BB, PRECISION,
     )  # fmt: skip
@@ -323,37 +185,18 @@ def column_cotangents(
 
 
 @triton.jit
-def output_cotangents(
-    O, DO, F, F_LAST, DELTA, CE, sob, soh, son, sgb, sgh, sgn, heads, nQ, blocks,
-    DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, DAMPED: tl.constexpr,
-):  # fmt: skip
-    """DELTA = O·dO, the cotangent of the last row step; and the term CE of the first row step, where F is given."""
-    pid = tl.program_id(0)
-    n = (pid // blocks).to(tl.int64)
-    b, h = n // heads, n % heads
-    iq = (pid % blocks) * BQ + tl.arange(0, BQ)
-    inside = iq < nQ
-    dv = tl.arange(0, DVB)
-    last = tl.load(F_LAST + n * nQ + iq, mask=inside, other=NONE)
-    o = load_rows(O + b * sob + h * soh, son, iq, last > ANY, dv, DV, DVB)
-    do = load_rows(DO + b * sgb + h * sgh, sgn, iq, last > ANY, dv, DV, DVB)
-    tl.store(DELTA + n * nQ + iq, tl.sum(o.to(tl.float32) * do.to(tl.float32), 1), mask=inside)
-    if F is not None:
-        f = tl.load(F + n * nQ + iq, mask=inside, other=NONE)
-        tl.store(CE + n * nQ + iq, f if DAMPED else ratio(f, last), mask=inside)
-
-
-@triton.jit
 def query_gradients(
     Q, K, V, BIAS, LR, SCALE, DO, F, G, NU, DELTA, CE, CF, XE, WE, FB, DQ, DSCALE,
     sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sgb, sgh, sgn, sbb, sbh, sbq, sbk, slrb, slrh, ssb, ssh,
     sdqb, sdqh, sdqn, scale, heads, nQ, nK, N, TERMS, blocks,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, DAMPED: tl.constexpr, LAST_ROW: tl.constexpr, OPEN: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr, DAMPED: tl.constexpr, LAST_ROW: tl.constexpr, OPEN: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
 ):  # fmt: skip
-    """dQ of the gradient P (dO V^T - delta) - sum_t N_t (XE_t + CF_t WE_t) of the scores, see `keys_on_chip.backward`.
+    """Compute dQ from the gradient P (dO V^T - delta) - sum_t N_t (XE_t + CF_t WE_t) of the scores.
 
-    N_t is P times CE_t and a vector of the keys which XE_t and WE_t hold already; with DAMPED it is 2^(s + CE_t + NU_t).
+    `keys_on_chip.backward` explains it. N_t is P times CE_t and a vector of the keys which XE_t and WE_t hold already;
+    with DAMPED it is 2^(s + CE_t + NU_t).
     LAST_ROW: whether there is the term with delta. OPEN: whether CF_0 isn't known yet: the cotangent of the first row
     step is a sum over the keys, and what depends on it is gathered apart; it is stored for the gradient of the keys.
     FROM_OUTPUT: whether that cotangent starts at delta.
@@ -449,7 +292,7 @@ def key_gradients(
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, DAMPED: tl.constexpr, LAST_ROW: tl.constexpr,
 ):  # fmt: skip
-    """dK of the same gradient of the scores, and that gradient itself where the bias wants it."""
+    """Compute dK of the same gradient of the scores, and that gradient itself where the bias wants it."""
     pid = tl.program_id(0)
     n = (pid // blocks).to(tl.int64)
     b, h = n // heads, n % heads

@@ -1,0 +1,279 @@
+"""Sinkhorn attention as one operator of PyTorch, for the CPU and for GPUs, so that compilers and exports see one node.
+
+Its inputs are (B, H, tokens, features); `api` brings a problem into this form. The forward returns the output and a
+state, of which only the backward knows the meaning: scalings of the closed form, or potentials of the kernels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.ops.precision import at_least_float32, no_autocast
+from sinkformer_pl.ops.sinkhorn_attention import closed_form
+from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient, Problem
+
+_NAME = "sinkformer_pl::sinkhorn_attention"
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? log_row, Tensor? log_column, Tensor? scale, Tensor? lam, "
+    "float scale_number, float lam_number, int n_iters, str gradient, str backend"
+)
+_STATE = 6
+
+
+class OperatorInputs(NamedTuple):
+    """Of the operator; B samples of H heads.
+
+    Attributes:
+        q: (B, H, Q, D).
+        k: (B, H, K, D), and all others of the dtype of q.
+        v: (B, H, K, Dv).
+        bias: (B, H, Q, K), at least float32, or None; -inf forbids a pair.
+        log_row: (B, H, Q), at least float32, logarithms of the sums of the rows, -inf without mass; None is 0.
+        log_column: (B, H, K), likewise; None is log(Q/K), and both are None or neither.
+        scale: (B, H), at least float32, or None, where it is `scale_number`.
+        lam: (B, H), at least float32, or None, where it is `lam_number`.
+        scale_number: scale of all scores.
+        lam_number: damping of all column steps.
+        n_iters: half-steps.
+        gradient: of what the gradient is.
+        backend: "dense", "streaming" or "triton".
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    log_row: Tensor | None
+    log_column: Tensor | None
+    scale: Tensor | None
+    lam: Tensor | None
+    scale_number: float
+    lam_number: float
+    n_iters: int
+    gradient: Gradient
+    backend: str
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to attend or to attend to."""
+        return 0 in (*self.q.shape[:3], self.k.shape[2])
+
+
+def attend(x: OperatorInputs) -> tuple[Tensor, list[Tensor]]:
+    """Call the operator: the output (B, H, Q, Dv), and the state that `info` wants."""
+    output, *state = torch.ops.sinkformer_pl.sinkhorn_attention(*x)
+    return output, state
+
+
+def info(x: OperatorInputs, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Potentials f (B, H, Q) and g (B, H, K), arbitrary without mass, and sums of rows and columns of the plan."""
+    return torch.ops.sinkformer_pl.sinkhorn_attention_info(*x, state)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    x = OperatorInputs(*inputs)
+    with torch.no_grad(), no_autocast(x.q):
+        if x.empty:
+            return tuple(tensor.zero_() for tensor in _like(x))
+        if x.backend == "triton":
+            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+
+            output, kernel_state = launch.forward(_for_kernels(x))
+            return output, *kernel_state, x.q.new_empty(0)
+        output, run = closed_form.forward(_problem(x))
+        output = output.view(*x.q.shape[:3], -1)
+        rounded = output.to(x.q.dtype)
+        # The backward wants the output before it was rounded.
+        return rounded, *run, output if rounded is not output else output.new_empty(0)
+
+
+def _fake(*inputs: Any) -> tuple[Tensor, ...]:
+    return _like(OperatorInputs(*inputs))
+
+
+def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
+    """Uninitialized results of the forward."""
+    (b, heads, queries), keys, width = x.q.shape[:3], x.k.shape[2], x.v.shape[3]
+    n, row_steps, pairs = b * heads, (x.n_iters + 1) // 2, x.n_iters // 2
+    if x.backend == "triton":
+        output = x.q.new_empty(b, queries, heads, width).transpose(1, 2)
+        sizes = (row_steps, n, queries), (1 + pairs, n, keys), (pairs, n, keys), (n, queries), (n, keys)
+        return output, *(x.q.new_empty(size, dtype=torch.float32) for size in sizes), x.q.new_empty(0)
+    exact = torch.promote_types(x.q.dtype, torch.float32)
+    segments = closed_form.segments(x.n_iters)
+    output = x.q.new_empty(b, heads, queries, width)
+    sides = (row_steps, queries), (1 + pairs, keys), (pairs, keys), (segments, queries), (segments, keys)
+    state = [x.q.new_empty(number, n, size, 1, dtype=exact) for number, size in sides]
+    return output, *state, x.q.new_empty(output.shape if exact != x.q.dtype else 0, dtype=exact)
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    *inputs, output, state, grad, wanted = arguments
+    x = OperatorInputs(*inputs)
+    with torch.no_grad(), no_autocast(x.q):
+        if x.empty:
+            return [tensor.zero_() for tensor in _gradients_like(x, wanted)]
+        if x.backend == "triton":
+            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+
+            found = launch.backward(_for_kernels(x), output, launch.State(*state[:5]), grad, frozenset(wanted.split()))
+            return [found.q, found.k, found.v, *(getattr(found, name) for name in wanted.split())]
+        return _closed_form_backward(x, output, state, grad, wanted.split())
+
+
+def _closed_form_backward(
+    x: OperatorInputs, output: Tensor, state: list[Tensor], grad: Tensor, wanted: list[str]
+) -> list[Tensor]:
+    p, rows, columns = _problem(x), _places(x.log_row), _places(x.log_column)
+    exact = state[5] if state[5].numel() else output
+    grad = _only(at_least_float32(grad), rows)
+    run = closed_form.Run(*state[:5])
+    found = closed_form.backward(
+        p, exact.reshape(*p.q.shape[:2], -1), run, grad.reshape(*p.q.shape[:2], -1),
+        marginals="log_row" in wanted or "log_column" in wanted,
+    )  # fmt: skip
+    dq, dk, dv = found.q.view(x.q.shape), found.k.view(x.k.shape), found.v.view(x.v.shape)
+    others: dict[str, Any] = found._asdict()
+    if x.scale is not None:
+        others["scale"] = (dq * _only(at_least_float32(x.q), rows)).sum((-2, -1))
+        dq = dq * x.scale[..., None, None]
+    dq, dk, dv = _only(dq, rows), _only(dk, columns), _only(dv, columns)
+    like = _gradients_like(x, " ".join(wanted))[3:]
+    return [
+        *(tensor.to(x.q.dtype) for tensor in (dq, dk, dv)),
+        *(others[name].view(wish.shape) for name, wish in zip(wanted, like, strict=True)),
+    ]
+
+
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    return _gradients_like(OperatorInputs(*arguments[:-4]), arguments[-1])
+
+
+def _gradients_like(x: OperatorInputs, wanted: str) -> list[Tensor]:
+    """Uninitialized results of the backward: of q, k, v and of the tensors that are wanted by name."""
+    found = []
+    for tensor in x[:3]:
+        b, heads, tokens, width = tensor.shape
+        by_tokens = tensor.new_empty(b, tokens, heads, width).transpose(1, 2)
+        found.append(by_tokens if x.backend == "triton" else tensor.new_empty(tensor.shape))
+    exact = torch.promote_types(x.q.dtype, torch.float32)
+    sizes = {"bias": (*x.q.shape[:3], x.k.shape[2]), "log_row": x.q.shape[:3], "log_column": x.k.shape[:3]}
+    found += [x.q.new_empty(sizes.get(name, x.q.shape[:2]), dtype=exact) for name in wanted.split()]
+    return found
+
+
+def _info(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, state = arguments
+    x = OperatorInputs(*inputs)
+    with torch.no_grad(), no_autocast(x.q):
+        if x.empty:
+            return tuple(tensor.zero_() for tensor in _fake_info(*arguments))
+        if x.backend == "triton":
+            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+
+            f, g, row_sums, column_sums = launch.info(_for_kernels(x), launch.State(*state[:5]))
+        else:
+            p, run = _problem(x), closed_form.Run(*state[:5])
+            f, g = closed_form.potentials(p, run)
+            row_sums, column_sums = closed_form.sums(p, run)
+        queries, keys = x.q.shape[:3], x.k.shape[:3]
+        return f.view(queries), g.view(keys), row_sums.view(queries), column_sums.view(keys)
+
+
+def _fake_info(*arguments: Any) -> tuple[Tensor, ...]:
+    x = OperatorInputs(*arguments[:-1])
+    exact = torch.promote_types(x.q.dtype, torch.float32)
+    return tuple(x.q.new_empty(tensor.shape[:3], dtype=exact) for tensor in (x.q, x.k, x.q, x.k))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x = OperatorInputs(*inputs)
+    ctx.save_for_backward(*x[:8], *output)
+    ctx.numbers = x[8:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(OperatorInputs._fields)
+    saved = ctx.saved_tensors
+    others = OperatorInputs._fields[3:8]
+    wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
+    found = torch.ops.sinkformer_pl.sinkhorn_attention_backward(
+        *saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted)
+    )
+    by_name = dict(zip(wanted, found[3:], strict=True))
+    return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("sinkhorn_attention has no second derivative; use backend='reference' for one")
+
+
+def _problem(x: OperatorInputs) -> Problem:
+    """The canonical form of the closed form: one leading axis, at least float32, zeros at padding."""
+    rows, columns = _places(x.log_row), _places(x.log_column)
+    q, k, v = (at_least_float32(tensor) for tensor in (x.q, x.k, x.v))
+    q, k, v = _only(q, rows), _only(k, columns), _only(v, columns)
+    scale = x.scale_number
+    if x.scale is not None:
+        q, scale = q * x.scale[..., None, None], 1.0
+    row = log_column = None
+    if x.log_row is not None and x.log_column is not None and columns is not None:
+        row, log_column = x.log_row.exp()[..., None], _only(x.log_column[..., None], columns)
+    lam = x.lam if x.lam is not None else None if x.lam_number == 1 else x.lam_number
+    bias, columns = x.bias, None if columns is None else columns.expand(*x.k.shape[:3], 1)
+    return Problem(
+        q=q.flatten(0, 1),
+        k=k.flatten(0, 1),
+        v=v.flatten(0, 1),
+        scale=scale,
+        bias=bias if bias is None else bias.flatten(0, 1),
+        row=row if row is None else row.flatten(0, 1),
+        columns=columns if columns is None else columns.flatten(0, 1),
+        log_column=math.log(q.shape[2] / k.shape[2]) if log_column is None else log_column.flatten(0, 1),
+        lam=lam.reshape(-1, 1, 1) if isinstance(lam, Tensor) else lam,
+        n_iters=x.n_iters,
+        gradient=x.gradient,
+        kept=x.backend == "dense",
+    )
+
+
+def _for_kernels(x: OperatorInputs) -> Any:
+    from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+
+    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in x[:3])
+    lam = x.lam
+    if lam is None and x.lam_number != 1:
+        lam = q.new_full((1, 1), x.lam_number, dtype=torch.float32).expand(q.shape[:2])
+    scale = x.scale_number if x.scale is None else x.scale
+    return launch.Inputs(q, k, v, x.bias, x.log_row, x.log_column, scale, lam, x.n_iters, x.gradient)
+
+
+def _places(log_marginal: Tensor | None) -> Tensor | None:
+    """Where there is mass, (B, H, tokens, 1) bool; None is everywhere."""
+    return None if log_marginal is None else (log_marginal > -torch.inf)[..., None]
+
+
+def _only(tensor: Tensor, places: Tensor | None) -> Tensor:
+    return tensor if places is None else tensor.where(places, 0.0)
+
+
+torch.library.define(_NAME, f"({_INPUTS}) -> ({', '.join(['Tensor'] * (1 + _STATE))})")
+torch.library.define(
+    f"{_NAME}_backward", f"({_INPUTS}, Tensor output, Tensor[] state, Tensor grad, str wanted) -> Tensor[]"
+)
+torch.library.define(f"{_NAME}_info", f"({_INPUTS}, Tensor[] state) -> (Tensor, Tensor, Tensor, Tensor)")
+for _name, _function, _shapes in (
+    (_NAME, _forward, _fake),
+    (f"{_NAME}_backward", _backward, _fake_backward),
+    (f"{_NAME}_info", _info, _fake_info),
+):
+    torch.library.impl(_name, "default", _function)
+    torch.library.register_fake(_name, _shapes)
+torch.library.register_autograd(_NAME, _autograd, setup_context=_setup_context)
+torch.library.register_autograd(f"{_NAME}_backward", _no_second_derivative)
