@@ -97,10 +97,10 @@ def sinkhorn_attention(
         raise ValueError("gradient='implicit' needs n_iters of at least 2: one half-step has no column step")
     # Functions of shapes alone take it in the place of the scores, which are not formed.
     like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
-    bias, mask = forbid(bias, mask, like_scores)
+    given, (bias, mask) = mask or AttentionMask(), forbid(bias, mask, like_scores)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     with no_autocast(query):
-        marginals = _marginals(like_scores, mask, row_marginal, column_marginal)
+        marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
         if backend == "reference":
             q, k, v = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
             scaled = q * (per_head(scale.to(q.dtype)) if isinstance(scale, Tensor) else scale)
@@ -133,9 +133,12 @@ def sinkhorn_attention(
     return (output, _info(marginals, *found)) if return_info else output
 
 
-def _marginals(like_scores: Tensor, mask: AttentionMask, row: Tensor | None, column: Tensor | None) -> Marginals:
+def _marginals(
+    like_scores: Tensor, given: AttentionMask, mask: AttentionMask, row: Tensor | None, column: Tensor | None
+) -> Marginals:
+    """Those that a caller gave, for the mask that was given; or uniform ones, without the keys that nobody may meet."""
     if row is not None and column is not None:
-        return given_marginals(like_scores, mask, row, column)
+        return given_marginals(like_scores, given, row, column)
     if row is not None or column is not None:
         raise ValueError("give both row_marginal and column_marginal, or neither: their totals must be equal")
     return uniform_marginals(like_scores, mask)
