@@ -139,14 +139,14 @@ def measure(
     heads = (case.heads // HEADS, HEADS) if case.heads % HEADS == 0 else (1, case.heads)
     shapes = [(*heads, n, WIDTH) for n in (case.queries, case.keys, case.keys)]
     made = {"generator": generator, "device": device, "dtype": dtype}
-    inputs = [torch.randn(shape, **made, requires_grad=True) for shape in shapes]  # type: ignore[call-overload]
-    upstream = torch.randn(shapes[0], **made)  # type: ignore[call-overload]
+    inputs = [torch.randn(shape, **made, requires_grad=True) for shape in shapes]  # type: ignore[arg-type]
+    upstream = torch.randn(shapes[0], **made)  # type: ignore[arg-type]
 
     def step(attend: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(attend(*inputs), inputs, upstream)
 
     def sinkhorn_with(backend: str) -> Callable[..., Tensor]:
-        return lambda q, k, v: sinkhorn_attention(q, k, v, n_iters=case.n_iters, backend=backend)  # type: ignore[call-overload]
+        return lambda q, k, v: sinkhorn_attention(q, k, v, n_iters=case.n_iters, backend=backend)  # type: ignore[arg-type]
 
     on_gpu = device == "cuda"
     flash = on_gpu and dtype in (torch.float16, torch.bfloat16)

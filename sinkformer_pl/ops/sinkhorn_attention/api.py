@@ -19,6 +19,9 @@ from sinkformer_pl.ops.sinkhorn_attention.reference import reference_attention
 KEPT_BYTES = 2**28
 """Size of a head's kernel matrix up to which "auto" is the dense backend."""
 
+NO_POTENTIAL = 1e29
+"""A potential of this size stands for an infinite one."""
+
 Backend = Literal["auto", "reference", "dense", "streaming", "triton"]
 
 
@@ -153,7 +156,14 @@ def _info(marginals: Marginals, f: Tensor, g: Tensor, row_sums: Tensor, column_s
         residual = f.new_zeros(f.shape[:-1])
     else:
         residual = torch.maximum(errors[0].amax(-1), errors[1].amax(-1))
-    return SinkhornInfo(only(f, rows).expand(row_sums.shape), only(g, columns).expand(column_sums.shape), residual)
+    return SinkhornInfo(
+        _finite(f, rows).expand(row_sums.shape), _finite(g, columns).expand(column_sums.shape), residual
+    )
+
+
+def _finite(potential: Tensor, places: Tensor | None) -> Tensor:
+    """0 without mass, and where forbidden pairs have left none."""
+    return only(potential.where(potential.abs() < NO_POTENTIAL, 0.0), places)
 
 
 def _operator_inputs(

@@ -1,4 +1,4 @@
-"""The kernels for GPUs: in Triton's interpreter on the CPU, in processes of their own, or on CUDA where there is one."""
+"""The kernels for GPUs: in Triton's interpreter, in processes of their own, or on CUDA where there is one."""
 
 import os
 import subprocess

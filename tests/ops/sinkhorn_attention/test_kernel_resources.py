@@ -1,6 +1,7 @@
 """What the compiler makes of each kernel at each class of sizes, for four generations of GPUs, without one."""
 
 import contextlib
+import importlib
 import os
 import subprocess
 import tempfile
@@ -11,19 +12,14 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="Triton isn't installed: there are no kernels to compile")
-
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from sinkformer_pl.ops.sinkhorn_attention.gpu import (
-    inputs,
-    keys_on_chip,
-    launch,
-    on_chip,
-    queries_on_chip,
-    streaming_backward,
-    streaming_forward,
-)
+GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
+ASTSource = pytest.importorskip("triton.compiler").ASTSource
+inputs, launch, *KERNELS = (
+    importlib.import_module(f"sinkformer_pl.ops.sinkhorn_attention.gpu.{name}")
+    for name in (
+        "inputs", "launch", "keys_on_chip", "queries_on_chip", "on_chip", "streaming_forward", "streaming_backward"
+    )
+)  # fmt: skip
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -44,7 +40,7 @@ def recorded(limit: int) -> Iterator[list]:
             return lambda *arguments, **constants: calls.append((self.kernel, arguments, constants))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (keys_on_chip, queries_on_chip, on_chip, streaming_forward, streaming_backward):
+        for module in KERNELS:
             for name, kernel in list(vars(module).items()):
                 if isinstance(kernel, triton.runtime.jit.JITFunction) and kernel.fn.__module__ == module.__name__:
                     patch.setattr(module, name, Recorder(kernel))
@@ -141,6 +137,7 @@ def test_every_kernel_fits(architecture, features):
                 if used["shared"] > LIMITS[architecture] or used["registers"] > 255:
                     wrong.append(row)
     if report := os.environ.get("SINKFORMER_KERNEL_REPORT"):
-        Path(report).open("a").write("\n".join(rows) + "\n")
+        with Path(report).open("a") as file:
+            file.write("\n".join(rows) + "\n")
     assert rows
     assert not wrong, "\n".join(wrong)
