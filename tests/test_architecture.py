@@ -95,7 +95,7 @@ def test_one_lightning():
 
 
 OF_LOOPS = {"fit_loop", "epoch_loop", "val_loop", "epoch_progress", "batch_progress"}
-PUBLIC_ALL_THE_SAME = {"_exit", "_replace"}  # os._exit, and that of named tuples
+PUBLIC_ALL_THE_SAME = {"_exit", "_replace", "_asdict", "_fields"}  # os._exit, and that of named tuples
 
 
 def private_names(path: Path) -> set[str]:

@@ -139,8 +139,8 @@ def measure(
     heads = (case.heads // HEADS, HEADS) if case.heads % HEADS == 0 else (1, case.heads)
     shapes = [(*heads, n, WIDTH) for n in (case.queries, case.keys, case.keys)]
     made = {"generator": generator, "device": device, "dtype": dtype}
-    inputs = [torch.randn(shape, **made, requires_grad=True) for shape in shapes]  # type: ignore[arg-type]
-    upstream = torch.randn(shapes[0], **made)  # type: ignore[arg-type]
+    inputs = [torch.randn(shape, **made, requires_grad=True) for shape in shapes]  # type: ignore[call-overload]
+    upstream = torch.randn(shapes[0], **made)  # type: ignore[call-overload]
 
     def step(attend: Callable[..., Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(attend(*inputs), inputs, upstream)

@@ -1,6 +1,6 @@
 """LowRankSinkhorn: doubly stochastic attention through a few learned pivots."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreO
 from sinkformer_pl.normalizations.per_head import unbuilt
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.low_rank_sinkhorn import LowRankPlan, low_rank_sinkhorn
+from sinkformer_pl.ops.low_rank_sinkhorn import low_rank_attention, low_rank_sinkhorn
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
@@ -60,17 +60,13 @@ class LowRankSinkhorn(AttentionNormalization):
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), without the weights."""
-        plan = self._plan(q, k, mask, **options)
-        if mask is not None:
-            _, _, v = mask.without_padding(q, k, v)
-        with no_autocast(q):
-            return (plan.to_pivots @ (plan.to_keys @ at_least_float32(v))).to(v.dtype)
+        return low_rank_attention(q, k, v, **self._arguments(q, k, mask, **options))
 
     def weights(
         self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
         """Compute the weights themselves, (B, H, Q, K)."""
-        plan = self._plan(q, k, mask, **options)
+        plan = low_rank_sinkhorn(q, k, **self._arguments(q, k, mask, **options))
         with no_autocast(q):
             return (plan.to_pivots @ plan.to_keys).to(q.dtype)
 
@@ -78,10 +74,10 @@ class LowRankSinkhorn(AttentionNormalization):
         """Show the arguments in `print(model)`."""
         return f"rank={self.rank}, n_iters={self.n_iters}"
 
-    def _plan(self, q: Tensor, k: Tensor, mask: AttentionMask | None, **options: Unpack[ScoreOptions]) -> LowRankPlan:
+    def _arguments(self, q: Tensor, k: Tensor, mask: AttentionMask | None, **options: Unpack[ScoreOptions]) -> Any:
         scale, bias, mask = self._prepare(q, k, mask, **options)
         refuse_bias(self, bias, "it never forms the scores of queries and keys")
         if self.pivots is None or self.mass_logits is None:
             raise unbuilt(self, "pivots")
         masses = at_least_float32(self.mass_logits).softmax(-1)
-        return low_rank_sinkhorn(q, k, self.pivots, masses, self.n_iters, scale=scale, mask=mask)
+        return {"pivots": self.pivots, "masses": masses, "n_iters": self.n_iters, "scale": scale, "mask": mask}
