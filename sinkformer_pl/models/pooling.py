@@ -42,5 +42,5 @@ class ClassToken(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Prepend the token to x (B, N, dim), and True to the (B, N) bool mask of its real tokens."""
-        x = torch.cat((self.token.expand(len(x), 1, -1), x), 1)
+        x = torch.cat((self.token.expand(x.shape[0], 1, -1), x), 1)
         return x, None if mask is None else nn.functional.pad(mask, (1, 0), value=True)

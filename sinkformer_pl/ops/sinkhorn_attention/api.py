@@ -102,9 +102,9 @@ def sinkhorn_attention(
     like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
     given, (bias, mask) = mask or AttentionMask(), forbid(bias, mask, like_scores)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    with no_autocast(query):
-        marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
-        if backend == "reference":
+    marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
+    if backend == "reference":
+        with no_autocast(query):
             q, k, v = mask.without_padding(*(at_least_float32(tensor) for tensor in (query, key, value)))
             scaled = q * (per_head(scale.to(q.dtype)) if isinstance(scale, Tensor) else scale)
             damping = per_head(lam.to(q.dtype)) if isinstance(lam, Tensor) else lam
@@ -112,27 +112,16 @@ def sinkhorn_attention(
             output = output.to(query.dtype)
             plan = Plan(*(tensor.detach() for tensor in plan))
             found: tuple[Tensor, ...] = (plan.f[..., 0], plan.g[..., 0, :], plan.weights.sum(-1), plan.weights.sum(-2))
-        else:
-            x = _operator_inputs(
-                query,
-                key,
-                value,
-                bias,
-                mask,
-                marginals,
-                row_marginal is not None,
-                scale,
-                lam,
-                n_iters,
-                gradient,
-                backend,
-            )
-            output, state = attend(x)
-            output = output.reshape(*query.shape[:-1], value.shape[-1])
-            if not return_info:
-                return output
-            leading = query.shape[:-2]
-            found = tuple(tensor.reshape(*leading, tensor.shape[-1]) for tensor in info(x, state))
+    else:
+        x = _operator_inputs(
+            query, key, value, bias, marginals, row_marginal is not None, scale, lam, n_iters, gradient, backend
+        )
+        output, state = attend(x)
+        output = output.reshape(*query.shape[:-1], value.shape[-1])
+        if not return_info:
+            return output
+        leading = query.shape[:-2]
+        found = tuple(tensor.reshape(*leading, tensor.shape[-1]) for tensor in info(x, state))
     return (output, _info(marginals, *found)) if return_info else output
 
 
@@ -171,7 +160,6 @@ def _operator_inputs(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
-    mask: AttentionMask,
     marginals: Marginals,
     given: bool,
     scale: float | Tensor,

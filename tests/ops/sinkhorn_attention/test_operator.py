@@ -48,7 +48,8 @@ def test_a_compiled_network_has_no_graph_break(normalization):
 
 def test_an_exported_network_keeps_the_operator():
     torch.manual_seed(0)
-    network = VisionTransformer(Sinkhorn, image_size=8, patch_size=4, dim=16, depth=1, num_heads=2, channels=1).eval()
+    shape = {"image_size": 8, "patch_size": 4, "channels": 1, "dim": 16, "num_heads": 2}
+    network = VisionTransformer(Sinkhorn, **shape, depth=1).eval()
     images = torch.randn(3, 1, 8, 8)
     batch = torch.export.Dim("batch")
     program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
