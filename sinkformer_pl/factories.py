@@ -65,7 +65,7 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     cls = import_class(factory["class_path"])
     if not issubclass(cls, base):
         raise TypeError(f"{factory['class_path']} is no {base.__name__}")
-    given = factory.get("init_args") or {}
+    given = {**(factory.get("init_args") or {}), **(factory.get("dict_kwargs") or {})}
     for name in given:
         if given[name] is None and not _takes_none(cls, name):
             raise UserError(f"{cls.__name__} needs {name}, which isn't given: give a value, or the argument a default")

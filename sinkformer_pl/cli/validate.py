@@ -58,11 +58,12 @@ class Spec:
         """Return class and arguments as plain data, defaults filled in; the arguments alone if the place is fixed."""
         parameters = arguments_of(self.cls, self.place.supplied or 0)
         names = [name for name, p in parameters.items() if name in self.arguments or p.default is not p.empty]
-        names += [name for name in self.arguments if name not in parameters]
-        arguments = {name: as_plain(self[name] if name in parameters else self.arguments[name]) for name in names}
+        arguments = {name: as_plain(self[name]) for name in names}
         if self.place.fixed:
             return arguments
-        return {"class_path": public_path(self.cls), **({"init_args": arguments} if arguments else {})}
+        beyond = {name: as_plain(value) for name, value in self.arguments.items() if name not in parameters}
+        parts = {"init_args": arguments, "dict_kwargs": beyond}
+        return {"class_path": public_path(self.cls), **{part: values for part, values in parts.items() if values}}
 
 
 def as_plain(value: Any) -> Any:

@@ -71,3 +71,16 @@ def test_the_resolved_settings_fill_in_defaults_and_keep_what_a_new_class_takes_
     assert optimizer["class_path"] == "torch.optim.SGD"
     # The rate was given; the decay of AdamW is its default, and no one's wish.
     assert (optimizer["init_args"]["lr"], optimizer["init_args"]["weight_decay"]) == (0.003, 0)
+
+
+def test_arguments_beyond_a_signature_and_times_are_read_again_as_they_were_written(tiny, run, tmp_path):
+    strategy = {
+        "class_path": "DDPStrategy",
+        "init_args": {"process_group_backend": "gloo"},
+        "dict_kwargs": {"find_unused_parameters": True},
+    }
+    (tmp_path / "ddp.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": strategy}}))
+    printed = run("fit", "--config", tiny, "--config", "ddp.yaml", "--print_config")
+    assert yaml.safe_load(printed)["trainer"]["strategy"]["dict_kwargs"] == {"find_unused_parameters": True}
+    (tmp_path / "again.yaml").write_text(printed)
+    assert run("fit", "--config", "again.yaml", "--print_config") == printed
