@@ -78,7 +78,7 @@ def choose(
     room = wide <= (64 if full else 128) and (limit > 120_000 or columns * wide <= 128 * 64)
     fits = max(rows, columns) <= (64 if full else 128) and wide <= 64
     if room and fits and LONG <= n_iters <= SEGMENT and gradient != "implicit":
-        tile = Tile(rows, columns, 8 if rows * columns > 64 * 64 else 4, 1)
+        tile = Tile(rows, columns, 8 if full or rows * columns > 64 * 64 else 4, 1)
         return Choice("on chip", tile, tile)
     if room and columns <= small:
         forward, backward = _keys_on_chip(queries, columns, full, wide, n_iters)
@@ -109,7 +109,7 @@ def _keys_on_chip(
 
 def _queries_on_chip(rows: int, full: bool, wide: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     if full:
-        return (32, 4, 1), (16, 8, 1)
+        return (32, 4 if rows <= 32 else 8, 1), (16, 8, 1)
     if rows <= 32:
         return (128, 4, 2), (128, 4, 1)
     if rows <= 128:
