@@ -75,7 +75,9 @@ def choose(
     full = dtype == torch.float32
     none = Tile(0, 0, 0, 0)
     small = 128 if full else 256
-    room = wide <= (64 if full else 128) and (limit > 120_000 or columns * wide <= 128 * 64)
+    # Numbers of one side of a head that fit, with all that is made of them.
+    most = (128 if full or limit <= 120_000 else 256) * 64
+    room = wide <= (64 if full else 128) and columns * wide <= most
     fits = max(rows, columns) <= (64 if full else 128) and wide <= 64
     if room and fits and LONG <= n_iters <= SEGMENT and gradient != "implicit":
         tile = Tile(rows, columns, 8 if full or rows * columns > 64 * 64 else 4, 1)
@@ -85,7 +87,7 @@ def choose(
         return Choice(
             "keys on chip", Tile(forward[0], columns, *forward[1:]), Tile(backward[0], columns, *backward[1:])
         )
-    room = wide <= (64 if full else 128) and (limit > 120_000 or rows * wide <= 128 * 64)
+    room = wide <= (64 if full else 128) and rows * wide <= most
     if room and rows <= small and n_iters > 1:
         forward, backward = _queries_on_chip(rows, full, wide)
         return Choice("queries on chip", Tile(rows, *forward), Tile(rows, *backward))
