@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -61,7 +62,23 @@ def run(
         if child.exitcode is None:
             os.killpg(child.pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired(argv, timeout, out.read_bytes(), err.read_bytes())
+        # Of several processes another may still be about to say why.
+        deadline = time.monotonic() + 10
+        while _lives(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
         return subprocess.CompletedProcess(argv, child.exitcode, out.read_text(), err.read_text())
+
+
+def _lives(group: int) -> bool:
+    """Tell whether a process of a group hasn't ended; one that nobody has waited for has."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
 
 
 def start(

@@ -311,7 +311,7 @@ trainer.fit(model, ProceduralShapes(train_size=96, val_size=24, test_size=24, ba
 """
 
 
-@pytest.mark.parametrize(("delay", "step"), [(2, 5), (100, 6)])
+@pytest.mark.parametrize(("delay", "step"), [(2, 5), pytest.param(100, 6, marks=pytest.mark.slow)])
 def test_all_processes_heed_a_signal_to_one_of_them_some_steps_later(tmp_path, delay, step):
     """After the last of six steps a validation follows, which isn't begun."""
     (tmp_path / "script.py").write_text(LATE)

@@ -98,6 +98,7 @@ def _train(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_in_mixed_precision_stay_the_same(tmp_path):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     mp.start_processes(_train, args=(str(tmp_path),), nprocs=2, start_method=SERVER.get_start_method())

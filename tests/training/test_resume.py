@@ -181,6 +181,7 @@ def test_a_stopped_training_keeps_its_very_step(points, strike, step, workers):
     points.require_equal(name, step)
 
 
+@pytest.mark.slow
 def test_texts_sorted_by_length_go_on_bit_for_bit(tmp_path):
     place = Place(tmp_path, TEXTS)
     place.fit("alone")
@@ -253,7 +254,7 @@ def test_two_processes_stop_at_the_same_step_and_go_on(points):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
     points.fit("pair", *two)
     printed = points.fit("stopped-pair", *two, strike="train 3 TERM DDP", status=128 + signal.SIGTERM)
-    assert printed.count("stopped by SIGTERM at step 4; resume with --ckpt_path last") == 1
+    assert printed.count("stopped by SIGTERM at step 4; resume with --ckpt_path last") == 1, printed
     assert len(points.seen("stopped-pair", 0)) == len(points.seen("stopped-pair", 1)) == 4
     points.fit("stopped-pair", *two, "--ckpt_path", "last")
     points.require_equal("stopped-pair", 4, "pair", ranks=2)
