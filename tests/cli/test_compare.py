@@ -228,7 +228,7 @@ def test_what_is_refused_stops_all_and_leaves_the_name_to_the_next(tmp_path, mon
         (["--trainer.max_epochs", "-5"], "max_epochs"),
         (["--trainer.max_epochs", "0"], "trainer.max_epochs 0: nothing would be trained"),
         (["--trainer.max_steps", "0"], "trainer.max_steps 0: nothing would be trained"),
-        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches 0"),
+        (["--trainer.limit_train_batches=0.0"], "trainer.limit_train_batches 0.0: nothing would be trained"),
         (["--trainer.limit_test_batches", "0.0"], "trainer.limit_test_batches 0.0: nothing would be tested"),
         (["--trainer.enable_checkpointing", "false"], "trainer.enable_checkpointing false: no weights would be kept"),
         (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run: it keeps no weights to test"),
