@@ -120,6 +120,18 @@ def test_batches_are_of_similar_length_over_all_ranks_and_come_in_random_order()
     assert max(len({*neighbours} & {*row}) for row in batches[1].tolist()) < 16
 
 
+@pytest.mark.parametrize("lengths", [None, list(range(40, 0, -1))], ids=["any order", "by length"])
+def test_an_epoch_that_was_cut_off_goes_on_with_the_draws_that_are_left(lengths):
+    for rank in range(2):
+        sampler = EpochSampler(40, seed=3, shuffle=True, rank=rank, world_size=2, lengths=lengths, batch_size=4)
+        sampler.set_epoch(2)
+        whole = list(sampler)
+        for start in (4, 16, 20):
+            sampler.start = start
+            assert list(sampler) == whole[start:]
+            assert len(sampler) == 20
+
+
 def test_evaluation_stays_in_order_whatever_the_lengths():
     sampler = EpochSampler(9, seed=0, shuffle=False, lengths=list(range(9, 0, -1)), batch_size=2)
     assert [draw.index for draw in sampler] == list(range(9))
