@@ -1,10 +1,13 @@
 """Files and folders of the user's: what can't be read is refused in one line, rather than waited for or left out."""
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_warn
 
 from sinkformer_pl.errors import UserError
 
@@ -75,9 +78,9 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def files_ending(folder: Path, suffix: str) -> list[Path]:
-    """Return what lies in a folder under a name that ends so, sorted; errors are those of `list_folder`."""
+    """Return what lies in a folder under a name that ends so, in any case, sorted; errors as of `list_folder`."""
     folders, files = list_folder(folder)
-    return sorted(path for path in folders + files if path.suffix == suffix)
+    return sorted(path for path in folders + files if path.suffix.lower() == suffix)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -92,6 +95,26 @@ def files_below(folder: Path) -> Iterator[Path]:
         if deeper.is_symlink() and folder.resolve().is_relative_to(deeper.resolve()):
             raise UserError(f"{deeper}: a link to a folder that it lies in; remove it")
         yield from files_below(deeper)
+
+
+def warn_of_left_out(root: Path, used: Iterable[Path], matters: Callable[[Path], bool], expected: str) -> None:
+    """Say in one warning how many files at any depth of a data folder aren't used, and which is the first.
+
+    Args:
+        root: the folder. Folders in it that can't be read are passed over; those of the data are refused before.
+        used: the files that are used.
+        matters: whether a file that isn't used is counted.
+        expected: how the files that are used lie and end, for the message.
+    """
+    known = set(used)
+    folders, others = list_folder(root)
+    for folder in folders:
+        with contextlib.suppress(UserError):
+            others += files_below(folder)
+    others = [file for file in others if file not in known and matters(file)]
+    if others:
+        number = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        rank_zero_warn(f"{root}: {number} left out, the first is {others[0].relative_to(root)}; {expected}")
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -46,7 +46,9 @@ def test_files_are_listed_sorted_at_any_depth_through_links_and_hidden_ones_left
     found = [path.relative_to(tmp_path / "a").as_posix() for path in files_below(tmp_path / "a")]
     assert found == ["z.txt", "b/a.txt", "b/c/deep.txt", "link/linked.txt"]
     (tmp_path / "a" / "y.txt").mkdir()
-    assert [path.name for path in files_ending(tmp_path / "a", ".txt")] == ["y.txt", "z.txt"]
+    write(tmp_path / "a", "x.TXT")
+    assert [path.name for path in files_ending(tmp_path / "a", ".txt")] == ["x.TXT", "y.txt", "z.txt"]
+    (tmp_path / "a" / "x.TXT").unlink()
     folders, files = list_folder(tmp_path / "a")
     assert ([path.name for path in folders], [path.name for path in files]) == (["b", "link", "y.txt"], ["z.txt"])
 

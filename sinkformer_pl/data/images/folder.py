@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.decoding import check_images
-from sinkformer_pl.data.reading import files_below, is_folder, list_folder
+from sinkformer_pl.data.reading import files_below, is_folder, list_folder, warn_of_left_out
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
@@ -20,7 +19,8 @@ class ImageFolder(ImageData):
     """Image files in `root/train/CLASS` and `root/test/CLASS`, at any depth; optionally also in `root/val/CLASS`.
 
     Without `root/val`, validation is divided from the training images; with it, `val_fraction` has no meaning. Files
-    of other extensions than `torchvision.datasets.ImageFolder` reads are left out, which is said; so are hidden ones.
+    of other extensions than `torchvision.datasets.ImageFolder` reads are left out, and so are images outside of these
+    folders; one warning says how many. Hidden files are left out.
     """
 
     def __init__(
@@ -66,6 +66,12 @@ class ImageFolder(ImageData):
             UserError: a part without images, or a folder that can't be read.
         """
         files = {part: self._files(part) for part in self.parts}
+        warn_of_left_out(
+            self.root,
+            (file for images in files.values() for file in images.images),  # type: ignore[misc]
+            lambda file: _is_image(file) or file.relative_to(self.root).parts[0] in self.parts,
+            f"images lie in {LAYOUT}, and end in {', '.join(IMG_EXTENSIONS)}",
+        )
         if self.check_files:
             check_images({part: images.images for part, images in files.items()})  # type: ignore[misc]
         return ImageSource(**files)
@@ -77,12 +83,6 @@ class ImageFolder(ImageData):
         if not images:
             found = _found(self.root / part)
             raise UserError(f"{self.root / part}: no images in folders of classes; found {found}; expected {LAYOUT}")
-        others = [file for file, _ in files if not _is_image(file)]
-        if others:
-            rank_zero_warn(
-                f"{self.root / part}: {len(others)} files are no images by their names and are left out, the first is "
-                f"{min(others).name}; images end in {', '.join(IMG_EXTENSIONS)}"
-            )
         return Images(
             images=[file for file, _ in images],
             targets=torch.tensor([target for _, target in images], dtype=torch.int64),

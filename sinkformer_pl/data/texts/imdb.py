@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from sinkformer_pl.data.archives import folder_within, obtain
-from sinkformer_pl.data.reading import files_ending, is_folder
+from sinkformer_pl.data.reading import files_ending, is_folder, warn_of_left_out
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 CHECKSUM = "md5:7c2ac02c03563afcf9b574c7e56c153a"
 CLASSES = ("neg", "pos")
+PARTS = ("train", "test")
 LAYOUT = "train/pos, train/neg, test/pos and test/neg, in it or in its folder aclImdb"
 
 
@@ -52,6 +53,12 @@ class IMDb(TextData):
     def load(self) -> TextSource:
         """Read the reviews."""
         folder = self._folder()
+        warn_of_left_out(
+            folder,
+            [file for part in PARTS for name in CLASSES for file in files_ending(folder / part / name, ".txt")],
+            lambda file: file.relative_to(folder).parts[:2] in [(part, name) for part in PARTS for name in CLASSES],
+            f"reviews are files *.txt in {LAYOUT}",
+        )
         return TextSource(train=_read(folder, "train"), test=_read(folder, "test"))
 
     def _folder(self) -> Path:
@@ -91,7 +98,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all(is_folder(folder / part / name) for part in ("train", "test") for name in CLASSES)
+    return all(is_folder(folder / part / name) for part in PARTS for name in CLASSES)
 
 
 def _read(folder: Path, part: str) -> Texts:

@@ -54,7 +54,9 @@ def test_files_are_found_sorted_and_labelled_by_folder(tmp_path):
     module = ImageFolder(tmp_path)
     assert module.classes == ("ant", "cat")
     assert module.datasets == {}
-    with pytest.warns(UserWarning, match=r"train: 1 files are no images by their names .* the first is notes\.txt"):
+    with pytest.warns(
+        UserWarning, match=r"1 file is left out, the first is train/ant/notes\.txt; images lie in train/"
+    ):
         module.setup()
     assert module.names("test") == [
         *(f"test/ant/{index}.png" for index in range(4)),
@@ -65,6 +67,19 @@ def test_files_are_found_sorted_and_labelled_by_folder(tmp_path):
     assert sorted([*module.names("train"), *module.names("val")]) == [
         f"train/{name}/{index}.png" for name in ("ant", "cat") for index in range(4)
     ]
+
+
+def test_images_outside_of_the_folders_of_classes_are_counted(tmp_path):
+    write(tmp_path)
+    for place in ("stray.jpg", "train/stray.jpg", "valid/ant/stray.JPG"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    (tmp_path / "README.txt").touch()
+    with pytest.warns(
+        UserWarning, match=r"3 files are left out, the first is stray\.jpg; images lie in train/CLASS"
+    ) as said:
+        ImageFolder(tmp_path).setup()
+    assert sum("left out" in str(warning.message) for warning in said) == 1
 
 
 def test_a_folder_val_takes_the_place_of_the_division(tmp_path):

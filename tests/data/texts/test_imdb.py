@@ -62,6 +62,20 @@ def test_real_reviews(reviews):
     assert data.tokenizer.get_vocab_size() == 2000
 
 
+def test_reviews_of_other_names_are_counted(tmp_path):
+    write(tmp_path)
+    (tmp_path / "train" / "pos" / "5_9.txt").rename(tmp_path / "train" / "pos" / "5_9.TXT")
+    (tmp_path / "train" / "pos" / "6_9.txt").rename(tmp_path / "train" / "pos" / "6_9.md")
+    (tmp_path / "test" / "neg" / "deeper").mkdir()
+    (tmp_path / "test" / "neg" / "7_2.txt").rename(tmp_path / "test" / "neg" / "deeper" / "7_2.txt")
+    (tmp_path / "train" / "unsup").mkdir()
+    (tmp_path / "train" / "unsup" / "0_0.txt").write_text("official, and without a label")
+    data = IMDb(tmp_path)
+    with pytest.warns(UserWarning, match=r"2 files are left out, the first is test/neg/deeper/7_2\.txt; reviews are"):
+        data.setup()
+    assert sum(map(len, data.datasets.values())) == 46
+
+
 @pytest.mark.parametrize("place", ["", "aclImdb"])
 def test_a_film_is_in_one_of_training_and_validation(tmp_path, place):
     write(tmp_path / place, films=True)
