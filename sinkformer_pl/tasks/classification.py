@@ -50,9 +50,9 @@ class Classifier(pl.LightningModule):
     """A backbone under a normalization, a linear head, cross-entropy.
 
     Logs, over each epoch, `loss` and `accuracy` (top-1) as `train/...`, `val/...`, `test/...`; for val and test also
-    `accuracy_macro`, the mean over classes; for test also `accuracy_class/NAME` for each class. Label smoothing is in
-    the loss of the training alone. `confusion["val"]` and `confusion["test"]` hold the confusion matrix
-    (num_classes, num_classes) of the last evaluation, a row for each true class.
+    `accuracy_macro`, the mean over the classes that have samples there; for test also `accuracy_class/NAME` for each
+    of these. Label smoothing is in the loss of the training alone. `confusion["val"]` and `confusion["test"]` hold the
+    confusion matrix (num_classes, num_classes) of the last evaluation, a row for each true class.
 
     The arguments are kept as plain data in `hparams`: `Classifier.load_from_checkpoint(path)` needs nothing else and
     works with `weights_only=True`. It imports the classes that the checkpoint names.
@@ -278,7 +278,7 @@ class Classifier(pl.LightningModule):
             logged |= {"accuracy": accuracy(confusion), "accuracy_macro": mean_accuracy(confusion)}
         if stage == "test":
             each = zip(self._classes(), accuracies(confusion), strict=True)
-            logged |= {f"accuracy_class/{label}": value for label, value in each}
+            logged |= {f"accuracy_class/{label}": value for label, value in each if not value.isnan()}
         for key, value in logged.items():
             name = f"{stage}/{key}"
             self.log(name, value, prog_bar=name in PROGRESS_BAR)

@@ -73,20 +73,19 @@ class Confusion(Metric):
 
 
 def accuracy(confusion: Tensor) -> Tensor:
-    """The share of all samples that are taken for what they are, float32; 0 without samples.
+    """The share of all samples that are taken for what they are, float32; NaN without samples.
 
     Args:
         confusion: (C, C), as of `Confusion`.
     """
-    return confusion.diag().sum() / confusion.sum().clamp(min=1)
+    return confusion.diag().sum() / confusion.sum()
 
 
 def accuracies(confusion: Tensor) -> Tensor:
-    """(C,) float32: the share of each class's samples that are taken for what they are; 0 without samples."""
-    return confusion.diag() / confusion.sum(1).clamp(min=1)
+    """(C,) float32: the share of each class's samples that are taken for what they are; NaN for a class without any."""
+    return confusion.diag() / confusion.sum(1)
 
 
 def mean_accuracy(confusion: Tensor) -> Tensor:
-    """The mean of `accuracies` over the classes that have samples, or are taken for others; float32."""
-    found = (confusion.sum(0) + confusion.sum(1) > 0).float()
-    return (found / found.sum().clamp(min=1) * accuracies(confusion)).sum()
+    """The mean of `accuracies` over the classes that have samples, float32: balanced accuracy; NaN without samples."""
+    return accuracies(confusion).nanmean()

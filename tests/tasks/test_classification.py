@@ -56,6 +56,14 @@ def test_test_metrics_are_those_of_scikit_learn_whatever_the_batches():
         assert metrics[f"test/accuracy_class/{name}"] == pytest.approx(expected[label, label] / expected[label].sum())
 
 
+def test_a_class_without_samples_in_the_split_has_no_figure():
+    model = Classifier(SMALL, Softmax, num_classes=12)
+    (metrics,) = trainer().test(model, ProceduralShapes(train_size=96, val_size=24, test_size=9), verbose=False)
+    each = [value for name, value in metrics.items() if name.startswith("test/accuracy_class/")]
+    assert len(each) == 9
+    assert metrics["test/accuracy_macro"] == pytest.approx(sum(each) / 9)
+
+
 @pytest.mark.parametrize("normalization", [Softmax, Sinkhorn])
 def test_it_learns(normalization):
     pl.seed_everything(0)

@@ -1,9 +1,12 @@
 """A mean that no order of its terms changes; counts of what was taken for what."""
 
+import warnings
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
 from sinkformer_pl.batch import UNCOUNTED
 from sinkformer_pl.tasks.metrics import Confusion, ExactMean, accuracies, accuracy, mean_accuracy
@@ -39,17 +42,37 @@ def test_values_that_are_not_counted_are_left_out():
     assert metric.compute() == 2.0
 
 
-def test_counts_and_accuracies_are_those_of_torchmetrics():
+def test_counts_and_accuracies_are_those_of_scikit_learn():
     torch.manual_seed(0)
     scores, target = torch.randn(40, 5), torch.randint(3, (40,))
-    # No sample is of class 3, and none of class 4 nor taken for it.
+    # No sample is of class 3, for which some are taken, and none of class 4 nor taken for it.
     scores[:, 4] = -10.0
     target[::7] = UNCOUNTED
     metric = Confusion(5)
     metric.update(scores[:15], target[:15])
     metric.update(scores[15:], target[15:])
+    found, counted = metric.compute(), target != UNCOUNTED
+    truth, predicted = target[counted], scores.argmax(-1)[counted]
+    assert (predicted == 3).any()
+    assert found.tolist() == confusion_matrix(truth, predicted, labels=range(5)).tolist()
+    assert accuracy(found).item() == pytest.approx(accuracy_score(truth, predicted))
+    with warnings.catch_warnings(action="ignore"):  # of classes that are only predicted
+        assert mean_accuracy(found).item() == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert accuracies(found)[:3].tolist() == pytest.approx(
+        recall_score(truth, predicted, average=None, labels=[0, 1, 2])
+    )
+    assert accuracies(found)[3:].isnan().all()
+
+
+def test_a_class_without_samples_has_no_accuracy_and_is_not_in_the_mean():
+    metric = Confusion(3)
+    metric.update(torch.eye(3)[[0, 1, 2, 2]], torch.tensor([0, 0, 2, 2]))
     found = metric.compute()
-    assert found.equal(multiclass_confusion_matrix(scores, target, 5, ignore_index=UNCOUNTED))
-    for ours, average in ((accuracy, "micro"), (mean_accuracy, "macro"), (accuracies, None)):
-        assert ours(found).equal(multiclass_accuracy(scores, target, 5, average=average, ignore_index=UNCOUNTED))
-    assert accuracy(Confusion(5).compute()) == mean_accuracy(Confusion(5).compute()) == 0
+    torch.testing.assert_close(accuracies(found), torch.tensor([0.5, float("nan"), 1.0]), equal_nan=True)
+    assert mean_accuracy(found) == accuracy(found) == 0.75
+
+
+def test_without_samples_there_is_no_accuracy():
+    none = torch.zeros(5, 5, dtype=torch.int64)
+    assert accuracy(none).isnan()
+    assert mean_accuracy(none).isnan()
