@@ -56,8 +56,7 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
         base: what the factory must make an instance of.
 
     Raises:
-        UserError: the class can't be imported, an argument that is a spec has no such annotation, or an argument
-            without a default is None, which its annotation doesn't say that it may be: it wasn't given.
+        UserError: the class can't be imported, or an argument that is a spec has no such annotation.
         TypeError: it isn't a `base`.
     """
     if not isinstance(factory, Mapping):
@@ -66,22 +65,11 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
     if not issubclass(cls, base):
         raise TypeError(f"{factory['class_path']} is no {base.__name__}")
     given = {**(factory.get("init_args") or {}), **(factory.get("dict_kwargs") or {})}
-    for name in given:
-        if given[name] is None and not _takes_none(cls, name):
-            raise UserError(f"{cls.__name__} needs {name}, which isn't given: give a value, or the argument a default")
     arguments = {
         name: as_factory(value, _made_by(cls, name)) if isinstance(value, Mapping) and "class_path" in value else value
         for name, value in given.items()
     }
     return functools.partial(cls, **arguments)
-
-
-def _takes_none(cls: type, name: str) -> bool:
-    parameter = parameters_of(cls).get(name)
-    if parameter is None or parameter.default is not parameter.empty:
-        return True
-    annotation = parameter.annotation
-    return "None" in str(annotation) or "Optional" in str(annotation) or annotation is Any
 
 
 def _made_by(cls: type, name: str) -> type:
@@ -125,6 +113,45 @@ def readable(spec: Mapping[str, Any]) -> str:
         if not (isinstance(value, str) and name in parameters and value == parameters[name].default)
     )
     return f"{spec['class_path'].rpartition('.')[2]}({arguments})"
+
+
+def read_calls(text: str) -> list[Spec]:
+    """Read specs that are written as calls, as `readable` does: "Softmax, Sinkhorn(n_iters=21), my_module.MyNorm".
+
+    A bare word among the arguments is a text, as in YAML, but for true, false, null and inf.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        listed = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(text) from error
+    if not isinstance(listed, ast.List):
+        raise ValueError(text)
+    return [_read_call(node) for node in listed.elts]
+
+
+def _read_call(node: ast.expr) -> Spec:
+    called, keywords = (node.func, node.keywords) if isinstance(node, ast.Call) and not node.args else (node, [])
+    path = ast.unparse(called)
+    names = [*path.split("."), *(keyword.arg or "**" for keyword in keywords)]
+    if not all(name.isidentifier() for name in names):
+        raise ValueError(ast.unparse(node))
+    return {"class_path": path, "init_args": {str(keyword.arg): _read_value(keyword.value) for keyword in keywords}}
+
+
+def _read_value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "null": None, "inf": float("inf")}.get(node.id, node.id)
+    return ast.literal_eval(node)
+
+
+def same_class(one: str, other: str) -> bool:
+    """Tell whether two names may be of one class: a short name and a path, or public and full path of one package."""
+    (head, _, name), (other_head, _, other_name) = one.rpartition("."), other.rpartition(".")
+    same_package = head.partition(".")[0] == other_head.partition(".")[0]
+    return name == other_name and (not head or not other_head or same_package)
 
 
 def parameters_of(cls: type) -> dict[str, inspect.Parameter]:

@@ -29,7 +29,7 @@ from sinkformer_pl.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def run_benchmark(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Measure Sinkhorn attention against fused softmax attention and others.
 
     Args:

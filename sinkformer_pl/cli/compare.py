@@ -15,14 +15,13 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from sinkformer_pl.cli.layers import lookup, module_names, split_off
-from sinkformer_pl.cli.option_parser import OptionParser
-from sinkformer_pl.cli.run import Run, handled_signals
+from sinkformer_pl.cli.layers import as_spec, split_off
+from sinkformer_pl.cli.option_parser import OptionParser, at_least
+from sinkformer_pl.cli.run import Run, handled_signals, refusals_of_classes
 from sinkformer_pl.cli.settings import Given, read_settings
 from sinkformer_pl.cli.validate import Spec
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.training.atomic_file import replacing
 from sinkformer_pl.training.folder_lock import locked
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, local_folder, require_name, versions
@@ -30,11 +29,11 @@ from sinkformer_pl.training.run_folder import DEFAULT_NAME, local_folder, requir
 RECORD = "comparison.json"
 
 DECIDED = {
-    "--model.normalization": "--normalizations names them",
-    "--seed_everything": "--seeds sets it",
-    "--data.seed": "--seeds sets it",
-    "--ckpt_path": "a run that was cut off resumes by itself",
-    "--print_config": "ask fit for it",
+    "model.normalization": "--normalizations names them",
+    "seed_everything": "--seeds sets it",
+    "data.seed": "--seeds sets it",
+    "ckpt_path": "a run that was cut off resumes by itself",
+    "print_config": "ask fit for it",
 }
 """Arguments of `fit` that a comparison decides itself, and how."""
 
@@ -50,7 +49,7 @@ NEEDED = {
 METRICS = ("test/accuracy", "test/accuracy_macro", "test/loss")
 
 
-def run_compare(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Train and test the same network under several normalizations and seeds, and report.
 
     Args:
@@ -60,23 +59,21 @@ def run_compare(argv: Sequence[str]) -> None:
         UserError: wrong arguments, or runs that failed.
     """
     options, rest = _parse(argv)
-    rest, (name,) = _without(rest, "--name")
-    rest, (root,) = _without(rest, "--trainer.default_root_dir")
+    names, rest = split_off(rest, ("--name",))
+    roots, rest = split_off(rest, ("--trainer.default_root_dir",))
     given = Given.read(rest)
     _require_fair(given)
     request = {"files": [content for _, content in given.configs], "flags": split_off(rest, ("--config", "-c"))[1]}
-    load_plugins(module_names(given.layers.get("plugins")))
-    name = name or f"{given.layers.get('name', DEFAULT_NAME)}-compare"
+    name = names[-1] if names else f"{given.layers.get('name', DEFAULT_NAME)}-compare"
     require_name(name)
-    folder = (local_folder(root) if root else given.root) / name
-    arms = read_arms(options.normalizations, _configured(given))
-    seeds = _seeds(options.seeds)
+    folder = (local_folder(roots[-1]) if roots else given.root) / name
+    configured = given.layers.get("model.normalization")
+    arms = read_arms(options.normalizations, as_spec(configured) if isinstance(configured, str | Mapping) else {})
     shared = ("--trainer.enable_progress_bar", "false", *rest)
-    trials = [Trial(arm, seed, folder, shared) for seed in seeds for arm in arms]
+    trials = [Trial(arm, seed, folder, shared) for seed in _seeds(options.seeds) for arm in arms]
     _require_same(folder, request)
     left = [trial for trial in trials if not trial.done]
-    if left:
-        _rehearse(left[0], build=not options.dry_run)
+    _rehearse(left, build=not options.dry_run)
     if options.dry_run:
         for trial in left:
             print(trial.line())
@@ -99,32 +96,33 @@ def run_compare(argv: Sequence[str]) -> None:
         )
 
 
-def _rehearse(trial: Trial, *, build: bool) -> None:
+def _rehearse(left: Sequence[Trial], *, build: bool) -> None:
     """Do what `fit` does with its arguments before it reads data: what is wrong with them is wrong with all runs.
 
     Args:
-        trial: one of the runs.
-        build: whether to build data, task and trainer; the runs of --dry-run may be for a machine with a GPU that this
-            one lacks.
+        left: the runs that aren't done; one of each normalization is looked at.
+        build: whether to build data, task and trainer of one; the runs of --dry-run may be for a machine with a GPU
+            that this one lacks.
     """
     with handled_signals() as signals:
-        settings = read_settings("fit", trial.arguments)
-        _require_tested(settings.run["trainer"])
-        if build:
+        for trial in {trial.arm.label: trial for trial in left}.values():
+            settings = read_settings("fit", trial.arguments)
+            _require_tested(settings.run["trainer"])
+            with refusals_of_classes(f"--normalizations {trial.arm.label}: "):
+                settings.run["model"]["normalization"].build()()
+        if left and build:
             Run.build(settings, signals)
 
 
 def _run(trials: Sequence[Trial], folder: Path, request: Mapping[str, Any], jobs: int) -> dict[str, str]:
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            refusal = (
-                f"{folder}: another process works in it, maybe a run of a comparison that was killed; wait for it, or "
-                "stop it"
-            )
+            refusal = f"{folder}: another process works in it, such as a run of a killed comparison; wait, or stop it"
             lock = held.enter_context(locked(folder / "lock", refusal))
-            _write_record(folder, request)
+            with replacing(folder / RECORD) as file:
+                json.dump(request, file, indent=2)
         except OSError as error:
             raise UserError(
                 f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
@@ -149,21 +147,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "arguments has those of the configuration",
     )
     parser.add_argument("--seeds", default="0,1,2", help="of weights and data, each for every normalization")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the processor's threads")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at once; they share the processor's threads")
     parser.add_argument("--metric", default=METRICS[0], choices=METRICS, help="what the tables and the picture show")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is left to do, a run a line, for any scheduler"
     )
-    options, rest = parser.parse_known_args(argv)
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: give 1 or more")
-    return options, rest
-
-
-def _without(argv: Sequence[str], option: str) -> tuple[list[str], list[str | None]]:
-    """Return the arguments without an option, and its last value."""
-    values, others = split_off(argv, (option,))
-    return others, [values[-1] if values else None]
+    return parser.parse_known_args(argv)
 
 
 def _require_fair(given: Given) -> None:
@@ -171,7 +160,7 @@ def _require_fair(given: Given) -> None:
         raise UserError("compare needs to know what to train: give --config FILE, such as configs/pointcloud.yaml")
     for key, _ in given.flags:
         for taken, reason in DECIDED.items():
-            if f"--{key}" == taken or f"--{key}".startswith(f"{taken}."):
+            if f"{key}.".startswith(f"{taken}."):
                 raise UserError(f"--{key} can't be given to compare: {reason}; leave it out")
 
 
@@ -184,13 +173,6 @@ def _require_tested(trainer: Spec) -> None:
         raise UserError(
             "trainer.fast_dev_run: it keeps no weights to test; leave it out, or try the configuration with fit"
         )
-
-
-def _configured(given: Given) -> Any:
-    """Return what the files have as normalization."""
-    return next(
-        (found for _, content in given.configs[::-1] if (found := lookup(content, "model.normalization"))), None
-    )
 
 
 def _seeds(text: str) -> list[int]:
@@ -221,15 +203,6 @@ def _require_same(folder: Path, request: Mapping[str, Any]) -> None:
         )
 
 
-def _write_record(folder: Path, request: Mapping[str, Any]) -> None:
-    with replacing(folder / RECORD) as file:
-        json.dump(request, file, indent=2)
-
-
 def _machine(jobs: int) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return f"{device}, {jobs} at once, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _leave(signal_number: int, frame: Any) -> None:
-    raise SystemExit(128 + signal_number)

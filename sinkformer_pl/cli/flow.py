@@ -39,7 +39,7 @@ class Settings:
     heat: HeatSettings = field(default_factory=HeatSettings)
 
 
-def run_flow(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Follow attention as a flow, take the heat limit, and write tables and pictures.
 
     Args:

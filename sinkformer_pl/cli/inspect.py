@@ -10,7 +10,7 @@ from typing import Any
 from sinkformer_pl.batch import collate
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
 from sinkformer_pl.cli.help import print_asked_for
-from sinkformer_pl.cli.option_parser import OptionParser
+from sinkformer_pl.cli.option_parser import OptionParser, at_least
 from sinkformer_pl.cli.run import Run, handled_signals
 from sinkformer_pl.cli.settings import Given, read_settings
 from sinkformer_pl.data import ClassificationData
@@ -26,7 +26,7 @@ from sinkformer_pl.training.curves import read_curves
 FILE = "inspect.html"
 
 
-def run_inspect(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Write what the attention of a checkpoint does with a few samples to one HTML file.
 
     Args:
@@ -68,11 +68,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="where the samples are from")
-    parser.add_argument("--samples", type=int, default=6, help="how many, evenly spread over the split")
+    parser.add_argument("--samples", type=at_least(1), default=6, help="how many, evenly spread over the split")
     parser.add_argument("--output", type=Path, help=f"the file; {FILE} in the run's folder by default")
     options, rest = parser.parse_known_args(argv)
-    if options.samples < 1:
-        raise UserError(f"--samples {options.samples}: give 1 or more")
     if options.output is not None and options.output.is_dir():
         raise UserError(f"--output {options.output}: a folder; give a file in it, such as {options.output / FILE}")
     return options, rest

@@ -4,6 +4,7 @@ A class and its arguments is {"class_path": name, "init_args": {...}}. A higher 
 arguments one by one. Arguments of a replaced class go to "replaced", where the new class may find those that it takes.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import read_calls, same_class
 
 MOST_VALUES = 10_000
 """Limit of a YAML file: aliases of aliases make a small one grow without end."""
@@ -176,16 +178,13 @@ def closest(name: str, valid: Iterable[str], least: float = 0.6) -> str | None:
     return best if best is not None and likeness[best] >= least else None
 
 
-def same_class(one: str, other: str) -> bool:
-    """Tell whether two names may be of one class: a short name and a path, or public and full path of one package."""
-    (head, _, name), (other_head, _, other_name) = one.rpartition("."), other.rpartition(".")
-    same_package = head.partition(".")[0] == other_head.partition(".")[0]
-    return name == other_name and (not head or not other_head or same_package)
-
-
 def as_spec(value: Any) -> dict[str, Any]:
-    """Write a class as {"class_path", "init_args"}: a name, or arguments of the class that a lower layer names."""
+    """Write a class as {"class_path", "init_args"}: a name, a call, or arguments of the class of a lower layer."""
     if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            if value.endswith(")"):
+                [value] = read_calls(value)
+                return value
         return {"class_path": value}
     if isinstance(value, Mapping) and not value.keys() & SPEC_KEYS:
         return {"init_args": dict(value)}

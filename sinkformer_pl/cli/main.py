@@ -7,12 +7,16 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.metadata import version
 
 from sinkformer_pl.cli.processes import first_to_fail, together
 from sinkformer_pl.errors import RunError, UserError
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
+
+OTHER_COMMANDS = ("compare", "inspect", "normalizations", "flow", "benchmark")
+"""Each in a module of its name, with a function `run`; imported when it is asked for, since torch takes seconds."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -83,46 +87,23 @@ def _for_users(error: Exception) -> str | None:
         return f"{error.filename or 'the output'}: {error.strerror}; {FILES[error.errno]}"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "Cannot allocate memory" in text:
         return f"{' '.join(text.split()) or 'out of memory'}; make the network, the data or data.batch_size smaller"
-    if isinstance(error, UserError):
-        return text
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     return text if isinstance(error, MisconfigurationException) else None
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
         print(USAGE)
-    elif argv[0] == "--version":
+    elif command == "--version":
         print(f"sinkformer_pl {version('sinkformer_pl')}, torch {version('torch')}")
-    elif argv[0] == "normalizations":
-        from sinkformer_pl.cli.normalizations import print_normalizations
+    elif command in TRAINING_COMMANDS:
+        from sinkformer_pl.cli.run import train_or_evaluate
 
-        print_normalizations(argv[1:])
-    elif argv[0] == "benchmark":
-        from sinkformer_pl.cli.benchmark import run_benchmark
-
-        run_benchmark(argv[1:])
-    elif argv[0] == "compare":
-        from sinkformer_pl.cli.compare import run_compare
-
-        run_compare(argv[1:])
-    elif argv[0] == "flow":
-        from sinkformer_pl.cli.flow import run_flow
-
-        run_flow(argv[1:])
-    elif argv[0] == "inspect":
-        from sinkformer_pl.cli.inspect import run_inspect
-
-        run_inspect(argv[1:])
-    elif argv[0] == "fit":
-        from sinkformer_pl.cli.fit import run_fit
-
-        run_fit(argv[1:])
-    elif argv[0] in TRAINING_COMMANDS:
-        from sinkformer_pl.cli.evaluate import run_evaluation
-
-        run_evaluation(argv[0], argv[1:])
+        train_or_evaluate(command, rest)
+    elif command in OTHER_COMMANDS:
+        import_module(f"sinkformer_pl.cli.{command}").run(rest)
     else:
-        commands = ", ".join((*TRAINING_COMMANDS, "compare", "inspect", "normalizations", "flow", "benchmark"))
-        raise UserError(f"{argv[0]}: no such command; the commands are {commands}")
+        commands = ", ".join((*TRAINING_COMMANDS, *OTHER_COMMANDS))
+        raise UserError(f"{command}: no such command; the commands are {commands}")

@@ -18,7 +18,7 @@ COLUMNS = {
 }
 
 
-def print_normalizations(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Print every registered normalization, its arguments and its guarantees.
 
     Args:

@@ -1,4 +1,4 @@
-"""A run of one command: build data, task and trainer from settings, check them before anything is written, start."""
+"""Run fit, validate, test or predict: build data, task and trainer, check them before anything is written, start."""
 
 import contextlib
 import signal
@@ -16,9 +16,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from sinkformer_pl.callbacks import RequireFinite
 from sinkformer_pl.cli import preflight
-from sinkformer_pl.cli.console import raise_with_remedy, say, say_what_runs
+from sinkformer_pl.cli.console import raise_with_remedy, say, say_what_came_out, say_what_runs
+from sinkformer_pl.cli.help import print_asked_for
 from sinkformer_pl.cli.processes import first_to_fail, require_others
-from sinkformer_pl.cli.settings import Settings
+from sinkformer_pl.cli.settings import Settings, read_settings
 from sinkformer_pl.cli.validate import Spec, as_plain, built
 from sinkformer_pl.cli.warning_filters import filter_warnings
 from sinkformer_pl.data import ClassificationData
@@ -38,6 +39,37 @@ from sinkformer_pl.training.resume import ResumeState
 from sinkformer_pl.training.run_folder import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder
 from sinkformer_pl.training.run_record import RunRecord
 from sinkformer_pl.training.signals import Stopped, StopSignals
+
+DOING = {"fit": "training", "validate": "validating", "test": "testing", "predict": "predicting"}
+
+WRITTEN = {
+    "validate": "metrics: {}/validate.json",
+    "test": "metrics and confusion matrix: {}/test.json",
+    "predict": "predictions: {}/predictions.csv",
+}
+"""Results of each evaluation in the folder of its run."""
+
+
+def train_or_evaluate(command: str, argv: Sequence[str]) -> None:
+    """Train, evaluate or predict, and say where the results are.
+
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        argv: the arguments after it.
+
+    Raises:
+        UserError: the arguments, the data or the checkpoint are at fault.
+        Stopped: a signal asked for it; a line has said so.
+    """
+    with handled_signals() as signals:
+        if print_asked_for(command, argv):
+            return
+        run = Run.build(read_settings(command, argv), signals)
+        run.execute()
+        if command != "fit":
+            say(WRITTEN[command].format(run.folder))
+        elif run.keeps_files:
+            say_what_came_out(run.folder)
 
 
 @contextmanager
@@ -86,7 +118,7 @@ class Run:
             UserError: a class refuses its arguments, or the checkpoint doesn't fit.
         """
         _seed(settings)
-        with _refusals_of_classes():
+        with refusals_of_classes():
             data = settings.run["data"].build()
             model = _make_task(settings.run["model"], data)
         if settings.content is not None and settings.checkpoint is not None:
@@ -101,7 +133,7 @@ class Run:
         if record["monitor"] is None:
             record["monitor"] = next(iter(monitors_of(model)), None)
         run = cls(settings, signals, data, model, record)
-        with _refusals_of_classes():
+        with refusals_of_classes():
             run.make_trainer()
         return run
 
@@ -183,7 +215,7 @@ class Run:
             ) from None
         say_what_runs(doing, self.model, self.data, self.settings.content, self.folder if keep else None)
 
-    def execute(self, doing: str) -> None:
+    def execute(self) -> None:
         """Run the command to its end.
 
         Raises:
@@ -192,7 +224,7 @@ class Run:
         """
         command = self.settings.command
         with contextlib.ExitStack() as held:
-            self.begin(doing, held)
+            self.begin(DOING[command], held)
             more: dict[str, Any] = {}
             if command in ("validate", "test"):
                 more["verbose"] = self.settings.run["verbose"]
@@ -282,12 +314,16 @@ def _make_task(spec: Spec, data: pl.LightningDataModule) -> pl.LightningModule:
 
 
 @contextmanager
-def _refusals_of_classes() -> Iterator[None]:
-    """Let what a class refuses be a line for the user, who can mend it."""
+def refusals_of_classes(prefix: str = "") -> Iterator[None]:
+    """Turn the refusal of a class into a line for the user, who can mend it.
+
+    Raises:
+        UserError: the prefix and the cause.
+    """
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
-        raise UserError(" ".join(str(root_cause(error)).split("\n"))) from error
+        raise UserError(prefix + " ".join(str(root_cause(error)).split("\n"))) from error
 
 
 def root_cause(error: BaseException) -> BaseException:

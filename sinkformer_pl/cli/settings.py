@@ -17,11 +17,11 @@ from sinkformer_pl.cli.layers import (
     module_names,
     read_flags,
     read_yaml,
-    same_class,
 )
 from sinkformer_pl.cli.signatures import FIXED
 from sinkformer_pl.cli.validate import Spec, find_class, validate
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import same_class
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.checkpoint_content import CONFIG_KEY

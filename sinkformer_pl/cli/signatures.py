@@ -22,7 +22,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 PLAIN_MODULES = ("builtins", "torch", "datetime", "typing", "collections.abc")
 """Modules whose classes are values, such as a number, a device or a time."""
 
-ALTERNATIVES = (Union, types.UnionType)
+UNIONS = (Union, types.UnionType)
 
 
 FIXED = "fixed"
@@ -44,10 +44,9 @@ class Place:
     supplied: int | None = None
     fixed: bool = False
 
-
-def arguments_of(cls: type, supplied: int = 0) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class that settings can give: not the first ones, if a caller supplies them."""
-    return dict(list(parameters_of(cls).items())[supplied:])
+    def arguments_of(self, cls: type) -> dict[str, inspect.Parameter]:
+        """Return the arguments of a class here that settings can give: not the first ones, if a caller has them."""
+        return dict(list(parameters_of(cls).items())[self.supplied or 0 :])
 
 
 @functools.lru_cache(maxsize=1000)
@@ -60,33 +59,33 @@ def places_of(hint: Any) -> tuple[Place, ...]:
         return (Place(made, supplied),) if inspect.isclass(made) and made is not type(None) else ()
     if origin is Annotated and FIXED in arguments:
         return (Place(arguments[0], fixed=True),)
-    if origin in ALTERNATIVES or (inspect.isclass(origin) and origin not in (tuple, dict, type)) or origin is Annotated:
+    if origin in UNIONS or (inspect.isclass(origin) and origin not in (tuple, dict, type)) or origin is Annotated:
         return tuple(place for argument in arguments for place in places_of(argument))
     plain = not inspect.isclass(hint) or hint.__module__ in PLAIN_MODULES
     return () if plain or issubclass(hint, Enum | PurePath) else (Place(hint, fixed=is_dataclass(hint)),)
 
 
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation alone."""
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
 def takes_text(hint: Any) -> bool:
     """Tell whether a text can stand here that names no class: a word, a number."""
-    if get_origin(hint) in ALTERNATIVES:
-        return any(map(takes_text, get_args(hint)))
-    return hint in (str, int, float, Any, inspect.Parameter.empty) or get_origin(hint) is Literal
+    texts = (str, int, float, Any, inspect.Parameter.empty)
+    return any(kind in texts or get_origin(kind) is Literal for kind in alternatives(hint))
 
 
 def takes_list(hint: Any) -> bool:
-    """Tell whether several classes can stand here."""
-    if get_origin(hint) in ALTERNATIVES:
-        return any(map(takes_list, get_args(hint)))
-    origin = get_origin(hint)
-    return inspect.isclass(origin) and origin is not tuple and issubclass(list, origin)
+    """Tell whether a list can stand here."""
+    origins = [get_origin(kind) for kind in alternatives(hint)]
+    return any(inspect.isclass(origin) and origin is not tuple and issubclass(list, origin) for origin in origins)
 
 
 def takes_null(parameter: inspect.Parameter) -> bool:
-    """Tell whether null can stand here; annotations that aren't of numbers and texts don't say so."""
-    if parameter.default is None:
-        return True
-    kinds = get_args(parameter.annotation) or (parameter.annotation,)
-    return not any(kind in (int, float, bool, str) for kind in kinds) or type(None) in kinds
+    """Tell whether null can stand here: by the default, or by an annotation, which may leave it open."""
+    unsaid = (type(None), Any, inspect.Parameter.empty)
+    return parameter.default is None or any(kind in unsaid for kind in alternatives(parameter.annotation))
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -104,8 +103,7 @@ def convert(value: Any, hint: Any) -> Any:
 
 def words(hint: Any) -> str:
     """Say what an annotation asks for, such as "a whole number or null"."""
-    kinds = get_args(hint) if get_origin(hint) in ALTERNATIVES else (hint,)
-    found = dict.fromkeys(filter(None, map(_word, kinds)))
+    found = dict.fromkeys(filter(None, map(_word, alternatives(hint))))
     return " or ".join(found) or "another value"
 
 

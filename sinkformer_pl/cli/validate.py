@@ -3,16 +3,16 @@
 A wrong key is looked for among all keys of the command; a wrong name of a class among those that its place takes.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sinkformer_pl.cli.layers import SPEC_KEYS, Layers, as_spec, closest, did_you_mean
+from sinkformer_pl.cli.layers import SPEC_KEYS, Layers, as_spec, closest, did_you_mean, lookup
 from sinkformer_pl.cli.signatures import (
     Place,
-    arguments_of,
     convert,
     places_of,
     read_text,
@@ -43,7 +43,7 @@ class Spec:
         """Return an argument, or its default."""
         if name in self.arguments:
             return self.arguments[name]
-        return arguments_of(self.cls, self.place.supplied or 0)[name].default
+        return self.place.arguments_of(self.cls)[name].default
 
     def with_argument(self, name: str, value: Any) -> "Spec":
         """Return the same with another value of an argument."""
@@ -56,7 +56,7 @@ class Spec:
 
     def plain(self) -> dict[str, Any]:
         """Return class and arguments as plain data, defaults filled in; the arguments alone if the place is fixed."""
-        parameters = arguments_of(self.cls, self.place.supplied or 0)
+        parameters = self.place.arguments_of(self.cls)
         names = [name for name, p in parameters.items() if name in self.arguments or p.default is not p.empty]
         arguments = {name: as_plain(self[name]) for name in names}
         if self.place.fixed:
@@ -117,8 +117,8 @@ def find_class(name: str, base: type, key: str) -> type:
 
 
 class _UnknownKeyError(Exception):
-    def __init__(self, key: str, owner: type, supplied: int, *, fixed: bool) -> None:
-        self.key, self.owner, self.supplied, self.fixed = key, owner, supplied, fixed
+    def __init__(self, key: str, owner: type, place: Place) -> None:
+        self.key, self.owner, self.place = key, owner, place
 
 
 class _Check:
@@ -128,13 +128,16 @@ class _Check:
     def error(self, key: str, text: str) -> UserError:
         return UserError(f"{self.layers.source(key)}{text}")
 
-    def spec(self, value: Any, place: Place, key: str, default: Any = None) -> Spec:
+    def spec(self, value: Any, place: Place, key: str, default: type | None = None) -> Spec:
         """Check a class with its arguments; `default` is the class if none is named."""
-        if place.fixed:
-            cls, given, replaced, extra = self.fixed(value, place, key)
-        else:
-            cls, given, replaced, extra = self.chosen(value, place, key, default)
-        parameters = arguments_of(cls, place.supplied or 0)
+        parts = self.settings(value, place, key) if place.fixed else self.parts(value, place, key, default)
+        name, given, replaced = parts.get("class_path"), parts.get("init_args") or {}, parts.get("replaced") or {}
+        extra = parts.get("dict_kwargs") or {}
+        cls = place.base if place.fixed else self.find(str(name), place.base, key) if name else default
+        assert cls is not None
+        if not all(isinstance(part, Mapping) for part in (given, replaced, extra)):
+            raise self.error(key, f"{key}.init_args: expected lines 'name: value'")
+        parameters = place.arguments_of(cls)
         linked: Mapping[str, str] = getattr(cls, "from_data", {})
         for name in given:
             if name in linked:
@@ -142,39 +145,35 @@ class _Check:
                     f"{key}.{name}", f"{key}.{name} can't be set: it follows from data.{linked[name]}; leave it out"
                 )
             if name not in parameters:
-                raise _UnknownKeyError(_join(key, name), cls, place.supplied or 0, fixed=place.fixed)
+                raise _UnknownKeyError(_join(key, name), cls, place)
         arguments = {name: self.value(inner, parameters[name], _join(key, name)) for name, inner in given.items()}
         for name in replaced.keys() & parameters.keys() - given.keys() - linked.keys():
-            try:
+            # What can't be taken over was meant for another class.
+            with contextlib.suppress(UserError, _UnknownKeyError):
                 arguments[name] = self.value(replaced[name], parameters[name], _join(key, name))
-            except (UserError, _UnknownKeyError):  # It was meant for another class.
-                continue
-        missing = [
-            _join(key, name)
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty and name not in arguments and name not in linked
-        ]
-        if missing:
-            names = ", ".join(name.rpartition(".")[2] for name in missing)
-            needs = "" if place.fixed else f"{cls.__name__} needs {names}; "
-            raise self.error(key, f"{', '.join(missing)} missing: {needs}give it as a flag, or a --config that has it")
+        required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        if missing := [name for name in required if name not in arguments and name not in linked]:
+            needs = "" if place.fixed else f"{cls.__name__} needs {', '.join(missing)}; "
+            keys = ", ".join(_join(key, name) for name in missing)
+            raise self.error(key, f"{keys} missing: {needs}give it as a flag, or a --config that has it")
         # In the order of the signature, in which they are written.
         return Spec(cls, place, {n: arguments[n] for n in parameters if n in arguments} | dict(extra))
 
-    def fixed(self, value: Any, place: Place, key: str) -> tuple[type, Mapping, Mapping, Mapping]:
+    def settings(self, value: Any, place: Place, key: str) -> Mapping[str, Any]:
+        """Return the settings of a class that is fixed as its arguments."""
         if not isinstance(value, Mapping):
-            example = next(iter(arguments_of(place.base)))
+            example = next(iter(place.arguments_of(place.base)))
             raise self.error(key, f"{key} {value}: expected settings, such as {key}.{example}")
-        spec = value if value.keys() & {"class_path", "init_args"} else {"init_args": value}
-        return place.base, spec.get("init_args") or {}, {}, {}
+        return value if value.keys() & {"class_path", "init_args"} else {"init_args": value}
 
-    def chosen(self, value: Any, place: Place, key: str, default: Any) -> tuple[type, Mapping, Mapping, Mapping]:
+    def parts(self, value: Any, place: Place, key: str, default: type | None) -> Mapping[str, Any]:
+        """Return the parts in which a class is written, such as "class_path"."""
         spec = as_spec(value)
-        if unknown := [name for name in spec if name not in SPEC_KEYS]:
+        if unknown := [str(name) for name in spec if name not in SPEC_KEYS]:
             raise self.error(
                 key,
                 f"{key} {spec.get('class_path')}: its arguments stand beside class_path; put them under init_args: "
-                f"{', '.join(map(str, unknown))}",
+                f"{', '.join(unknown)}",
             )
         if "class_path" not in spec and default is None:
             raise self.error(
@@ -182,51 +181,43 @@ class _Check:
                 f"{key}: no class is named; write class_path: NAME and init_args: below it, or give --{key} NAME"
                 f"\n{_listed(place.base)}",
             )
-        name = spec.get("class_path")
-        cls = default if name is None else self.find(str(name), place.base, key)
-        parts = [spec.get(part) or {} for part in ("init_args", "replaced", "dict_kwargs")]
-        if not all(isinstance(part, Mapping) for part in parts):
-            raise self.error(key, f"{key}.init_args: expected lines 'name: value'")
-        return cls, parts[0], parts[1], parts[2]
+        return spec
 
     def find(self, name: str, base: type, key: str) -> type:
         """Find a class by its short name or its dotted path."""
         valid = classes_of(base)
-        if "." not in name and name in valid:
-            return valid[name]
+        known = {cls.__name__: cls for cls in (base, *_subclasses(base))} | valid
+        problem = ""
         try:
-            cls = import_class(name) if "." in name else None
+            cls = import_class(name) if "." in name else known[name]
+        except KeyError:
+            problem = f"no class of this name{did_you_mean(name, valid)}"
         except UserError as error:
-            missing = _missing_module(error)
-            remedy = (
+            missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+            problem = "this is no class" if "is no class" in str(error) else "no class of this name"
+            problem += (
                 f": Python finds no module {missing}; run from the folder that has it, or install it"
                 if missing
-                else did_you_mean(name.rpartition(".")[2], list(valid))
+                else did_you_mean(name.rpartition(".")[2], valid)
             )
-            what = "this is no class" if "is no class" in str(error) else "no class of this name"
-            raise self.error(key, f"{key} {name}: {what}{remedy}\n{_listed(base)}") from None
-        abstracts = {c.__name__: c for c in [base, *_subclasses(base)]}
-        cls = cls or abstracts.get(name)
-        if cls is None:
-            raise self.error(
-                key, f"{key} {name}: no class of this name{did_you_mean(name, list(valid))}\n{_listed(base)}"
-            )
-        if not issubclass(cls, base):
-            raise self.error(key, f"{key} {name}: this class is no {base.__name__}; give one that is\n{_listed(base)}")
-        if inspect.isabstract(cls):
-            raise self.error(key, f"{key} {abstract(cls)}")
-        if cls is base and valid.keys() - {cls.__name__}:
-            raise self.error(key, f"{key} {name}: this is what all of them are; give one\n{_listed(base)}")
+        else:
+            if inspect.isabstract(cls) and issubclass(cls, base):
+                raise self.error(key, f"{key} {abstract(cls)}")
+            if not issubclass(cls, base):
+                problem = f"this class is no {base.__name__}; give one that is"
+            elif cls is base and valid.keys() - {cls.__name__}:
+                problem = "this is what all of them are; give one"
+        if problem:
+            raise self.error(key, f"{key} {name}: {problem}\n{_listed(base)}") from None
         return cls
 
     def value(self, value: Any, parameter: inspect.Parameter, key: str) -> Any:
         """Check and convert the value of an argument."""
         hint, places = parameter.annotation, places_of(parameter.annotation)
-        if places and isinstance(value, str) and not isinstance(text := read_text(value), str):
-            value = text
-        if value is None or (value in ("null", "~") and not places):
-            optional = takes_null(parameter) and (parameter.default is not parameter.empty or not places)
-            if not optional:
+        if places:
+            value = read_text(value)
+        if value in (None, "null", "~"):
+            if not takes_null(parameter):
                 default = "" if parameter.default is parameter.empty else f"; its default is {parameter.default}"
                 raise self.error(key, f"{key} null: give a value, or leave it out{default}")
             return None
@@ -245,7 +236,7 @@ class _Check:
     def class_of(self, value: Any, places: Sequence[Place], parameter: inspect.Parameter, key: str) -> Spec:
         default = parameter.default if inspect.isclass(parameter.default) else None
         errors: list[Exception] = []
-        for place in dict.fromkeys(places):
+        for place in places:
             try:
                 return self.spec(value, place, key, default)
             except UserError as error:
@@ -254,44 +245,41 @@ class _Check:
         raise next((error for error in errors if " no " not in str(error)), errors[0])
 
 
-def known_keys(values: Any, place: Place, key: str = "", default: Any = None) -> Iterator[str]:
+def known_keys(values: Any, place: Place, key: str = "", default: type | None = None) -> Iterator[str]:
     """Yield all keys that can be set under the classes that were chosen; wrong parts are passed over."""
-    spec = as_spec(values) if not place.fixed else {"init_args": values}
-    cls: type | None = place.base if place.fixed else default
+    spec = {"init_args": values} if place.fixed else as_spec(values)
+    cls = place.base if place.fixed else default
     if not place.fixed and isinstance(name := spec.get("class_path"), str):
         try:
             cls = find_class(name, place.base, key)
         except UserError:
             return
-    given = spec.get("init_args")
-    for name, parameter in arguments_of(cls, place.supplied or 0).items() if cls is not None else ():
-        inner = given.get(name) if isinstance(given, Mapping) else None
+    for name, parameter in place.arguments_of(cls).items() if cls is not None else ():
+        inner = lookup(spec, f"init_args.{name}") or {}
         yield _join(key, name)
         for nested in places_of(parameter.annotation):
             chosen = parameter.default if inspect.isclass(parameter.default) else None
-            if (isinstance(inner, Mapping | str) or inner is None) and (inner or nested.fixed or chosen):
-                yield from known_keys(inner or {}, nested, _join(key, name), chosen)
+            if isinstance(inner, Mapping | str) and (inner or nested.fixed or chosen):
+                yield from known_keys(inner, nested, _join(key, name), chosen)
 
 
 def _describe_unknown(error: _UnknownKeyError, layers: Layers, root: type) -> str:
+    head, _, last = error.key.rpartition(".")
     keys = list(dict.fromkeys(known_keys(layers.values, Place(root, fixed=True))))
-    last = error.key.rpartition(".")[2]
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
-    siblings = [_join(error.key.rpartition(".")[0], name) for name in arguments_of(error.owner, error.supplied)]
-    by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    by_name = dict(reversed(by_name.items()))
-    if elsewhere:
-        meant = f"; did you mean {closest(error.key, elsewhere, least=0)}?"
+    valid = list(error.place.arguments_of(error.owner))
+    by_name: dict[str, str] = {}
+    for key in keys:
+        by_name.setdefault(key.rpartition(".")[2], key)
+    if last in by_name:
+        meant = closest(error.key, [key for key in keys if key.rpartition(".")[2] == last], least=0)
     else:
-        meant = did_you_mean(error.key, siblings) or did_you_mean(error.key, keys)
-        if not meant and (close := closest(last, by_name)):
-            meant = f"; did you mean {by_name[close]}?"
-    source = layers.source(error.key)
-    if error.fixed:
-        return f"{source}{error.key}: no such option{meant}"
-    valid = [sibling.rpartition(".")[2] for sibling in siblings]
+        siblings = [_join(head, name) for name in valid]
+        meant = closest(error.key, siblings) or closest(error.key, keys) or by_name.get(closest(last, by_name) or "")
+    question = f"; did you mean {meant}?" if meant else ""
+    if error.place.fixed:
+        return f"{layers.source(error.key)}{error.key}: no such option{question}"
     listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
-    return f"{source}{error.key}: {error.owner.__name__} has no argument {last}{meant}\n{listed}"
+    return f"{layers.source(error.key)}{error.key}: {error.owner.__name__} has no argument {last}{question}\n{listed}"
 
 
 def _listed(base: type) -> str:
@@ -305,11 +293,6 @@ def _subclasses(base: type) -> Iterator[type]:
     for cls in children:
         yield cls
         yield from _subclasses(cls)
-
-
-def _missing_module(error: UserError) -> str | None:
-    cause = error.__cause__
-    return cause.name if isinstance(cause, ModuleNotFoundError) else None
 
 
 def _join(key: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """The normalizations that are compared, as they are written on a command line."""
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 import yaml
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.factories import as_factory, import_class, parameters_of, public_path
-from sinkformer_pl.normalizations import AttentionNormalization, registered
+from sinkformer_pl.factories import read_calls, same_class
 
 
 @dataclass(frozen=True)
@@ -39,100 +37,35 @@ class Arm:
             flags += [f"--model.normalization.{name}", text]
         return flags
 
-    def check(self) -> None:
-        """Build it once.
 
-        Raises:
-            UserError: no such class, not a normalization, or an argument that it refuses.
-        """
-        path = _path(self.name)
-        try:
-            factory = as_factory({"class_path": path, "init_args": dict(self.arguments)}, AttentionNormalization)
-        except TypeError as error:
-            raise UserError(f"--normalizations {self.label}: {error}") from None
-        valid = parameters_of(import_class(path))
-        if unknown := [name for name in self.arguments if name not in valid]:
-            takes = f"it takes {', '.join(valid)}" if valid else "it takes none"
-            raise UserError(f"--normalizations {self.label}: it has no argument {unknown[0]}; {takes}")
-        try:
-            factory()
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise UserError(f"--normalizations {self.label}: {error}") from None
-
-
-def read_arms(text: str, configured: Mapping[str, Any] | str | None) -> list[Arm]:
+def read_arms(text: str, configured: Mapping[str, Any]) -> list[Arm]:
     """Read a list such as "Softmax, Sinkhorn(n_iters=21), my_module.MyNorm".
 
     Args:
         text: names, with arguments in parentheses where they aren't the defaults.
-        configured: what the configuration says under `model.normalization`. An arm of the same class without
+        configured: the configuration's normalization, {"class_path", "init_args"}. An arm of the same class without
             arguments of its own has those.
 
     Returns:
-        Two arms or more, all different; the first is what the others are compared with.
+        Two arms or more, all different; the first is the baseline. Nobody has looked whether the classes exist.
 
     Raises:
-        UserError: it can't be read, names fewer than two, or one twice, or one that can't be built.
+        UserError: it can't be read, names fewer than two, or one twice.
     """
     try:
-        arms = [_arm(node) for node in _elements(text)]
-    except (SyntaxError, ValueError):
+        calls = read_calls(text)
+    except ValueError:
         raise UserError(
             f"--normalizations {text}: expected names with commas between, such as 'Softmax,Sinkhorn(n_iters=21)'"
         ) from None
-    arms = [_filled(arm, configured) for arm in arms]
-    for arm in arms:
-        arm.check()
+    arms = []
+    for call in calls:
+        same = same_class(call["class_path"], str(configured.get("class_path")))
+        arguments = call["init_args"] or (same and configured.get("init_args")) or {}
+        arms.append(Arm(call["class_path"], arguments))
     labels = [arm.label for arm in arms]
     if repeated := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise UserError(f"--normalizations {text}: {repeated[0]} stands there twice; name each once")
     if len(arms) < 2:
         raise UserError(f"--normalizations {text}: give two or more to compare")
     return arms
-
-
-def _elements(text: str) -> list[ast.expr]:
-    parsed = ast.parse(f"[{text}]", mode="eval").body
-    if not isinstance(parsed, ast.List):
-        raise ValueError
-    return parsed.elts
-
-
-def _arm(node: ast.expr) -> Arm:
-    if isinstance(node, ast.Call):
-        if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise ValueError
-        arguments = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
-        return Arm(_dotted(node.func), arguments)
-    return Arm(_dotted(node))
-
-
-def _dotted(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    if isinstance(node, ast.Name):
-        return node.id
-    raise ValueError
-
-
-def _value(node: ast.expr) -> Any:
-    # A bare word is a text, as in YAML, but for YAML's own words.
-    if isinstance(node, ast.Name):
-        return {"true": True, "false": False, "null": None, "inf": float("inf")}.get(node.id, node.id)
-    return ast.literal_eval(node)
-
-
-def _filled(arm: Arm, configured: Mapping[str, Any] | str | None) -> Arm:
-    if arm.arguments or not isinstance(configured, Mapping) or "class_path" not in configured:
-        return arm
-    same = _path(arm.name) == _path(str(configured["class_path"]))
-    return Arm(arm.name, configured.get("init_args") or {}) if same else arm
-
-
-def _path(name: str) -> str:
-    known = registered()
-    if "." in name:
-        return public_path(import_class(name))
-    if name not in known:
-        raise UserError(f"--normalizations {name}: no normalization of this name; there are {', '.join(known)}")
-    return public_path(known[name])

@@ -286,5 +286,21 @@ def test_wrong_arguments(argv, message, tiny, fail):
     assert message in fail("compare", "--config", tiny, *argv)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("Sinkhron", "Sinkhron: no class of this name; did you mean Sinkhorn?"),
+        ("Sinkhorn(n_iters=2)", "--normalizations Sinkhorn(n_iters=2): Sinkhorn: n_iters counts half-steps"),
+        ("Sinkhorn(iters=3)", "Sinkhorn has no argument iters; did you mean model.normalization.n_iters?"),
+        ("Sparsemax(a=1)", "it takes none"),
+        ("torch.nn.Linear", "torch.nn.Linear: this class is no AttentionNormalization"),
+        ("nowhere.Norm", "nowhere.Norm: no class of this name: Python finds no module nowhere"),
+    ],
+)
+def test_a_normalization_that_no_run_could_have(wrong, message, tiny, fail):
+    for more in ([], ["--dry-run"]):
+        assert message in fail("compare", "--config", tiny, "--normalizations", f"Softmax,{wrong}", *more)
+
+
 def test_without_a_configuration(fail):
     assert "give --config FILE" in fail("compare", "--normalizations", "Softmax,Sinkhorn")

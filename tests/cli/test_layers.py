@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from sinkformer_pl.cli.layers import Layers, module_names, read_flags, same_class
+from sinkformer_pl.cli.layers import Layers, module_names, read_flags
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import same_class
 
 ADAMW = {"model": {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "betas": [0.9, 0.99]}}}}
 
@@ -42,6 +43,14 @@ def test_flags_enter_names_of_classes_lists_and_data():
         },
         "data": {"n": "3"},
     }
+
+
+def test_a_class_may_be_written_as_a_call_as_fit_prints_it(tiny, run):
+    flags = ["--model.normalization", "Sinkhorn(n_iters=5)", "--model.normalization.gradient", "detached"]
+    made = merged({"model": {"normalization": {"class_path": "Sinkhorn", "init_args": {"n_iters": 9}}}}, flags=flags)
+    assert made.get("model.normalization.init_args") == {"n_iters": 5, "gradient": "detached"}
+    normalization = yaml.safe_load(run("fit", "--config", tiny, *flags, "--print_config"))["model"]["normalization"]
+    assert normalization["init_args"] == {"n_iters": 5, "gradient": "detached"}
 
 
 def test_a_value_knows_its_file():

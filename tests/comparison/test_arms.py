@@ -13,7 +13,7 @@ CONFIGURED = {"class_path": "Sinkhorn", "init_args": {"n_iters": 9}}
 
 
 def test_names_arguments_and_dotted_paths():
-    arms = read_arms("Softmax, Sinkhorn(n_iters=21),sinkformer_pl.normalizations.Sparsemax", None)
+    arms = read_arms("Softmax, Sinkhorn(n_iters=21),sinkformer_pl.normalizations.Sparsemax", {})
     assert arms == [Arm("Softmax"), Arm("Sinkhorn", {"n_iters": 21}), Arm("sinkformer_pl.normalizations.Sparsemax")]
     assert [arm.label for arm in arms] == ["Softmax", "Sinkhorn(n_iters=21)", "Sparsemax"]
     assert arms[1].flags() == ["--model.normalization", "Sinkhorn", "--model.normalization.n_iters", "21"]
@@ -40,7 +40,7 @@ def test_one_without_arguments_has_those_of_the_configuration(configured):
 )
 def test_the_flags_of_an_arm_train_it(text, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, arm = read_arms(f"Softmax,{text}", None)
+    _, arm = read_arms(f"Softmax,{text}", {})
     small = ["--data.train_size", "12", "--data.val_size", "12", "--data.test_size", "12", "--model.backbone.dim", "8"]
     fast = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
     main(["fit", "--config", str(CONFIG), *small, *fast, *arm.flags()])
@@ -53,15 +53,10 @@ def test_the_flags_of_an_arm_train_it(text, trained, tmp_path, monkeypatch, caps
         ("Softmax", "give two or more"),
         ("Softmax,Softmax", "Softmax stands there twice"),
         ("Softmax,Sinkhorn,Sinkhorn(n_iters=9)", r"Sinkhorn\(n_iters=9\) stands there twice"),
-        ("Softmax,Sinkhron", "Sinkhron: no normalization of this name; there are .*Sinkhorn"),
-        ("Softmax,Sinkhorn(n_iters=2)", r"Sinkhorn\(n_iters=2\): .*odd"),
-        ("Softmax,Sinkhorn(iters=3)", r"Sinkhorn\(iters=3\): it has no argument iters; it takes n_iters"),
-        ("Sparsemax,Softmax(a=1)", "no argument a; it takes none"),
         ("Softmax,Sinkhorn(3)", "expected names with commas"),
         ("Softmax,Sinkhorn(n_iters", "expected names with commas"),
         ("Softmax] + [Sinkhorn", "expected names with commas"),
-        ("Softmax,torch.nn.Linear", "is no AttentionNormalization"),
-        ("Softmax,nowhere.Norm", "can't import nowhere.Norm"),
+        ("Softmax,Sinkhorn(**a)", "expected names with commas"),
         ("", "give two or more"),
     ],
 )
