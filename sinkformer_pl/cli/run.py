@@ -29,7 +29,7 @@ from sinkformer_pl.tasks.protocol import arguments_from, monitors_of
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.best_checkpoint import BestCheckpoint
 from sinkformer_pl.training.checkpoint_io import use_verified
-from sinkformer_pl.training.checkpoint_match import require_classes, require_match, require_resumable
+from sinkformer_pl.training.checkpoint_match import require_match, require_resumable
 from sinkformer_pl.training.costs_csv import StepCosts
 from sinkformer_pl.training.folder_lock import locked
 from sinkformer_pl.training.last_checkpoint import LastCheckpoint
@@ -120,13 +120,13 @@ class Run:
         _seed(settings)
         with refusals_of_classes():
             data = settings.run["data"].build()
+        if settings.content is not None and settings.checkpoint is not None and isinstance(data, ClassificationData):
+            # Lightning does so too, but late, and not for data of another class than the run's.
+            data.restore(settings.content, settings.checkpoint)
+        with refusals_of_classes():
             model = _make_task(settings.run["model"], data)
         if settings.content is not None and settings.checkpoint is not None:
-            require_classes(settings.content, getattr(data, "classes", ()), settings.checkpoint)
             require_match(settings.content, model, settings.checkpoint)
-            if isinstance(data, ClassificationData):
-                # Lightning does so too, but not for data of another class than the run's.
-                data.restore(settings.content)
             if settings.command == "fit":
                 require_resumable(settings.content, model, settings.checkpoint)
         record = settings.plain()

@@ -6,10 +6,12 @@ from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.digits import Digits
 from sinkformer_pl.data.images.folder import ImageFolder
 from sinkformer_pl.data.images.torchvision_sets import CIFAR10, CIFAR100, MNIST, FashionMNIST, OxfordPets
+from sinkformer_pl.data.learnt import Learnt, read_learnt
 from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
 from sinkformer_pl.data.pointclouds.files import PointClouds
 from sinkformer_pl.data.pointclouds.procedural import ProceduralShapes
 from sinkformer_pl.data.pointclouds.transforms import Augmentation
+from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource
@@ -35,9 +37,11 @@ __all__ = [
     "ImageSource",
     "Images",
     "LabelledDataset",
+    "Learnt",
     "OxfordPets",
     "PointCloudData",
     "PointClouds",
+    "Preprocessing",
     "ProceduralShapes",
     "Sample",
     "Source",
@@ -47,5 +51,6 @@ __all__ = [
     "TextSource",
     "TextTable",
     "Texts",
+    "read_learnt",
     "stratified_split",
 ]

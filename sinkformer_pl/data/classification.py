@@ -4,6 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
@@ -13,10 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from sinkformer_pl.batch import UNCOUNTED, Sample
 from sinkformer_pl.data.loading import ResumableLoader, default_workers
+from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import Draw, EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from
+from sinkformer_pl.training.checkpoint_match import require_classes
 from sinkformer_pl.training.lightning_state import batches_done
 
 Split = Literal["train", "val", "test"]
@@ -28,7 +32,10 @@ class LabelledDataset(Dataset[Sample], ABC):
     Attributes:
         targets: (n,) int64 class indices.
         names: n names, for prediction files and messages.
+        preprocessing: of evaluation, where it isn't the subclass's own affair.
     """
+
+    preprocessing: Preprocessing | None = None
 
     def __init__(self, targets: Tensor, names: Sequence[str]) -> None:
         """Keep targets and names, both in the order of the samples."""
@@ -38,6 +45,10 @@ class LabelledDataset(Dataset[Sample], ABC):
     @abstractmethod
     def inputs(self, draw: Draw) -> Tensor:
         """Return sample `draw.index`, everything random about it taken from `draw.seed` alone."""
+
+    def use(self, preprocessing: Preprocessing) -> None:
+        """Take another preprocessing, that of a checkpoint."""
+        self.preprocessing = preprocessing
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -73,9 +84,15 @@ class ClassificationData(pl.LightningDataModule, ABC):
             def make_datasets(self) -> dict[Split, LabelledDataset]:
                 ...  # read, divide with `stratified_split`, return "train", "val" and "test"
 
+    What is learnt from data in training is kept in checkpoints (`learnt`) and taken from there when their model is
+    evaluated or trained on, whatever the data are then: class names, and `preprocessing`.
+
     Attributes:
         classes: class names; a target is an index into them.
         num_classes: their number; both are known right after construction, so that a model can be built from them.
+        found_classes: those of the data, which are other ones than those of a checkpoint where classes are absent or
+            in another order. The targets that `make_datasets` gives are indices into them.
+        preprocessing: of evaluation; None where a subclass has no such thing.
         datasets: the three splits, empty before `setup`.
     """
 
@@ -121,14 +138,19 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 raise UserError(f"{self.origin}: {count} classes of one name, {name}; give each its own")
             if not is_utf8(name):
                 raise UserError(f"{self.origin}: class {name!a} can't be written as UTF-8; rename it")
-        self.classes = tuple(classes)
-        self.num_classes = len(self.classes)
+        self.classes = self.found_classes = tuple(classes)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.val_fraction = val_fraction
         self.seed = seed
+        self.preprocessing: Preprocessing | None = None
         self.datasets: dict[Split, LabelledDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
 
     @property
     def origin(self) -> str:
@@ -139,17 +161,51 @@ class ClassificationData(pl.LightningDataModule, ABC):
     def make_datasets(self) -> Mapping[Split, LabelledDataset]:
         """Read the data and return the splits "train", "val" and "test"; called once, on every process."""
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take from a checkpoint what the meaning of its model's inputs depends on; nothing by default.
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What a checkpoint's model has learnt of its data beside its weights, as plain data; after `setup`."""
+        preprocessing = self.preprocessing.plain() if self.preprocessing is not None else None
+        return {"classes": list(self.classes), "preprocessing": preprocessing}
 
-        Lightning restores the state of data of the same class; this is for the model's evaluation on other data.
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learnt, for a checkpoint; nothing before `setup`."""
+        return {LEARNT_KEY: self.learnt} if self.datasets else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what was learnt, as `restore` does; Lightning does so for data of the class that was trained on."""
+        self.restore({type(self).__qualname__: state_dict})
+
+    def restore(self, checkpoint: Mapping[str, Any], path: str | Path = "") -> None:
+        """Take from a checkpoint what its model has learnt of its data, before `setup` or after it.
 
         Args:
             checkpoint: Lightning's dictionary.
+            path: of the checkpoint, for messages.
 
         Raises:
-            UserError: something is missing.
+            UserError: something is missing, or these data have classes that the checkpoint doesn't know.
         """
+        learnt = learnt_from(checkpoint)
+        require_classes(checkpoint, self.found_classes, path)
+        before, self.classes = self.classes, tuple(learnt.get("classes") or self.classes)
+        preprocessing = self.preprocessing_of(learnt.get("preprocessing") or {})
+        _renumber(self.datasets, before, self.classes)
+        if preprocessing is not None:
+            self.preprocessing = preprocessing
+            for dataset in self.datasets.values():
+                dataset.use(preprocessing)
+
+    def preprocessing_of(self, saved: Mapping[str, Any]) -> Preprocessing | None:
+        """Return the preprocessing with what was learnt from data in training, the rest as the arguments say.
+
+        Args:
+            saved: `Preprocessing.plain()` of the data that a checkpoint's model was trained on; of any modality, and
+                empty in checkpoints of older versions.
+
+        Returns:
+            None to learn it anew.
+        """
+        return None
 
     def setup(self, stage: str | None = None) -> None:
         """Fill `datasets`, all three splits whatever the stage; once, however often Lightning asks.
@@ -168,19 +224,21 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 f"{type(self).__name__}.make_datasets: return a dictionary with a LabelledDataset for each of "
                 f"{', '.join(get_args(Split))}"
             )
-        if 0 < (samples := len(datasets["train"])) < self.num_classes:
+        if 0 < (samples := len(datasets["train"])) < len(self.found_classes):
             raise UserError(
-                f"{self.origin}: {self.num_classes} classes, but {samples} training samples; give more samples, or "
-                "correct the classes"
+                f"{self.origin}: {len(self.found_classes)} classes, but {samples} training samples; give more "
+                "samples, or correct the classes"
             )
         for split, dataset in datasets.items():
             if not len(dataset):
                 raise UserError(f"{self.origin}: the {split} split has no samples; give some")
-            for target in {int(dataset.targets.min()), int(dataset.targets.max())} - {*range(self.num_classes)}:
+            for target in {int(dataset.targets.min()), int(dataset.targets.max())} - {*range(len(self.found_classes))}:
                 raise UserError(
                     f"{type(self).__name__}: a target of the {split} split is {target}; give places in its classes, "
-                    f"0 to {self.num_classes - 1}"
+                    f"0 to {len(self.found_classes) - 1}"
                 )
+        _renumber(datasets, self.found_classes, self.classes)
+        for split, dataset in datasets.items():
             counts = torch.bincount(dataset.targets, minlength=self.num_classes)
             absent = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
             if absent:
@@ -263,3 +321,12 @@ class ClassificationData(pl.LightningDataModule, ABC):
     def _position(self) -> int:
         """How many batches of its epoch a training has had; 0 in evaluations."""
         return batches_done(self.trainer) if self.trainer and self.trainer.training else 0
+
+
+def _renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], now: Sequence[str]) -> None:
+    """Make targets that are places in `before` places of the same names in `now`."""
+    if tuple(before) != tuple(now):
+        places = torch.tensor([now.index(name) for name in before])
+        # Two splits may be one data set.
+        for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
+            dataset.targets = places[dataset.targets]

@@ -13,6 +13,10 @@ from sinkformer_pl.errors import UserError
 CONFIG_KEY = "sinkformer_pl_config"
 METRICS_KEY = "sinkformer_pl_metrics"
 CLASSES_KEY = "sinkformer_pl_classes"
+"""Of version 0.1; `learnt_from` reads it."""
+
+LEARNT_KEY = "sinkformer_pl_learnt"
+"""In the state of a data module, which is kept under the name of its class: see `learnt_from`."""
 
 
 def require_form(checkpoint: Any, path: str | Path) -> None:
@@ -30,13 +34,28 @@ def require_form(checkpoint: Any, path: str | Path) -> None:
         "hyper_parameters": lambda value: isinstance(value, Mapping) and _is_plain(value),
         "pytorch-lightning_version": lambda value: isinstance(value, str) and value[:1].isdecimal(),
         "callbacks": lambda value: isinstance(value, Mapping | None),
-        CONFIG_KEY: lambda value: value is None or (isinstance(value, Mapping) and _is_plain(value)),
+        CONFIG_KEY: _is_plain_or_none,
         METRICS_KEY: lambda value: value is None or isinstance(value, Mapping),
-        CLASSES_KEY: lambda value: (
-            value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-        ),
     }
     _require(checkpoint if isinstance(checkpoint, Mapping) else {}, entries, path)
+    learnt: dict[str, Callable[[Any], bool]] = {"classes": _are_names_or_none, "preprocessing": _is_plain_or_none}
+    _require(learnt_from(checkpoint), learnt, path)
+
+
+def learnt_from(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the data of a checkpoint's training had learnt, `ClassificationData.learnt`; empty if nothing.
+
+    Returns:
+        "classes", the class names in the order of their indices, and "preprocessing", `Preprocessing.plain()`. In
+        checkpoints of version 0.1 either may be missing, and the second has of texts the tokenizer alone.
+    """
+    states = [state for state in checkpoint.values() if isinstance(state, Mapping)]
+    for state in states:
+        if isinstance(learnt := state.get(LEARNT_KEY), Mapping):
+            return dict(learnt)
+    tokenizer = next((dict(state) for state in states if isinstance(state.get("tokenizer"), str)), None)
+    found = {"classes": checkpoint.get(CLASSES_KEY), "preprocessing": tokenizer}
+    return {name: value for name, value in found.items() if value}
 
 
 def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -94,6 +113,14 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _is_plain_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and _is_plain(value))
+
+
+def _are_names_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 def _is_count(value: Any) -> bool:

@@ -98,8 +98,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Returns:
         Lightning's dictionary ("state_dict", "hyper_parameters", ...); checkpoints of the command line also hold the
-        resolved configuration under `CONFIG_KEY`, the validation metrics of that moment under `METRICS_KEY` and the
-        names of the classes under `CLASSES_KEY`.
+        resolved configuration under `CONFIG_KEY` and the validation metrics of that moment under `METRICS_KEY`; those
+        of a `ClassificationData` hold what `learnt_from` gives.
 
     Raises:
         UserError: no such file, a damaged one, one with objects in it, or no Lightning checkpoint of a task.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, require_progress
+from sinkformer_pl.training.checkpoint_content import learnt_from, require_progress
 
 SHOWN = 4
 
@@ -42,32 +42,28 @@ def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) ->
 
 
 def require_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], path: str | Path) -> None:
-    """Check that a checkpoint was trained on the classes of the data, in their order; older ones know their number.
+    """Check that a checkpoint knows all classes of the data; older ones know their number alone.
 
     Args:
         checkpoint: what `read_checkpoint` gives.
-        classes: the data's class names, in the order of their indices.
+        classes: the data's class names.
         path: for the message.
 
     Raises:
         UserError: lists the classes that only one of them has.
     """
-    saved = checkpoint.get(CLASSES_KEY) or []
-    number = len(saved) or checkpoint["hyper_parameters"].get("num_classes", len(classes))
-    if list(classes) == list(saved) or (not saved and number == len(classes)):
+    saved = learnt_from(checkpoint).get("classes") or []
+    number = len(saved) or checkpoint.get("hyper_parameters", {}).get("num_classes", len(classes))
+    here = [name for name in classes if name not in saved] if saved else []
+    if not here and (saved or number == len(classes)):
         return
+    there = [name for name in saved if name not in classes]
     differences = [f"{number} in the checkpoint and {len(classes)} in the data"]
-    if saved:
-        there = [name for name in saved if name not in classes]
-        here = [name for name in classes if name not in saved]
-        differences += [f"only in the checkpoint: {_shown(there, ', ')}"] * bool(there)
-        differences += [f"only in the data: {_shown(here, ', ')}"] * bool(here)
-        if not there and not here:
-            first = next(i for i, (a, b) in enumerate(zip(saved, classes, strict=True)) if a != b)
-            differences = [f"in another order: number {first} is {saved[first]} there and {classes[first]} in the data"]
+    differences += [f"only in the checkpoint: {_shown(there, ', ')}"] * bool(there)
+    differences += [f"only in the data: {_shown(here, ', ')}"] * bool(here)
     raise UserError(
-        f"checkpoint {path} has other classes than the data: {'; '.join(differences)}. Use the data that it was "
-        "trained on, or train anew"
+        f"checkpoint {path} has other classes than the data: {'; '.join(differences)}. Use data of the classes that it "
+        "was trained on, or train anew"
     )
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
 from sinkformer_pl.training.atomic_file import replacing
-from sinkformer_pl.training.checkpoint_content import CLASSES_KEY, CONFIG_KEY, METRICS_KEY
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, METRICS_KEY
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.run_folder import CHECKPOINTS
 
@@ -25,7 +25,7 @@ class RunRecord(pl.Callback):
     Writes `config.yaml` when a fit starts; `fit.json` when it has come to its end (epochs, steps, validation metrics
     of the best checkpoint, and the epochs at which it went on from a checkpoint); `validate.json` or `test.json`
     (metrics, confusion matrix, checkpoint, normalization) when an evaluation by that command ends. A checkpoint also
-    gets the class names and the validation metrics of its moment.
+    gets the validation metrics of its moment.
 
     Args:
         folder: the run's folder.
@@ -72,7 +72,6 @@ class RunRecord(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[CONFIG_KEY] = self.config
-        checkpoint[CLASSES_KEY] = _classes(trainer)
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
 
     def _best(self) -> dict[str, float]:

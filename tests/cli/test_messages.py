@@ -408,7 +408,6 @@ def test_checkpoints_put_together_by_hand(trained, tiny, fail, tmp_path):
     for key, value in (
         ("callbacks", "none"),
         ("sinkformer_pl_config", [1]),
-        ("sinkformer_pl_classes", [1]),
         ("pytorch-lightning_version", None),
         ("state_dict", {**weights, "head.bias": None}),
         ("state_dict", {**weights, "head.bias": torch.ones(12).to_sparse()}),
@@ -417,6 +416,10 @@ def test_checkpoints_put_together_by_hand(trained, tiny, fail, tmp_path):
         save_file({**content, key: value}, "odd.ckpt")
         for command in ("test", "fit"):
             assert f"checkpoint odd.ckpt: its '{key}' is" in fail(command, "--ckpt_path", "odd.ckpt")
+    for key, value in (("classes", [1]), ("preprocessing", {"mean": torch.ones(1)})):
+        learnt = {**content["ProceduralShapes"]["sinkformer_pl_learnt"], key: value}
+        save_file({**content, "ProceduralShapes": {"sinkformer_pl_learnt": learnt}}, "odd.ckpt")
+        assert f"checkpoint odd.ckpt: its '{key}' is" in fail("test", "--ckpt_path", "odd.ckpt")
     for key, value in (
         ("global_step", -1),
         ("global_step", None),

@@ -44,6 +44,24 @@ def test_what_a_loaders_worker_finds_is_one_line_too(run, tmp_path, capfd):
     assert "Traceback" not in line
 
 
+def test_figures_do_not_depend_on_the_training_folder_at_hand(run, tmp_path):
+    for root, level in (("here", 100), ("there", 10)):
+        for part in ("train", "test"):
+            for number in range(16):
+                path = tmp_path / root / part / "ab"[number % 2] / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                red = level if part == "train" else 100
+                Image.new("RGB", (8, 8), (red, number, 3 * number)).save(path)
+    data = ["--data", "ImageFolder", "--data.image_size", "8", "--model.backbone.channels", "3"]
+    run("fit", "--config", str(CONFIGS / "image.yaml"), *data, "--data.root", "here", *SMALL, *SHORT)
+    figures = []
+    for root in ("here", "there"):
+        for command, result in (("test", "test.json"), ("predict", "predictions.csv")):
+            run(command, "--ckpt_path", "best", "--name", "image", "--data.root", root)
+            figures.append((tmp_path / "runs/image/version_0" / result).read_text())
+    assert figures[:2] == figures[2:]
+
+
 def image_bytes(size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, "red").save(buffer, kind)

@@ -23,7 +23,7 @@ from sinkformer_pl.cli import main
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.checkpoint_checksum import DamagedError, verify, write
-from sinkformer_pl.training.checkpoint_content import CLASSES_KEY
+from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from
 from sinkformer_pl.training.checkpoint_file import load_file, read_checkpoint, save_file
 from sinkformer_pl.training.checkpoint_io import VerifiedCheckpointIO, use_verified
 from sinkformer_pl.training.checkpoint_match import differing, require_classes
@@ -390,21 +390,29 @@ def test_weights_alone_are_tested_but_no_training_goes_on_from_them(there, capsy
 def test_other_classes_are_listed(there, capsys):
     last = there / "last.ckpt"
     checkpoint = read_checkpoint(last)
-    classes = checkpoint[CLASSES_KEY]
+    classes = learnt_from(checkpoint)["classes"]
     assert len(classes) == 12
     require_classes(checkpoint, tuple(classes), last)
-    save_file({**checkpoint, CLASSES_KEY: ["hat", *classes[1:]]}, last)
+    checkpoint["ProceduralShapes"][LEARNT_KEY]["classes"] = ["hat", *classes[1:]]
+    save_file(checkpoint, last)
     for command in ("fit", "test"):
         line = refused(capsys, command, "--config", "tiny.yaml", "--ckpt_path", "last")
         assert f"only in the checkpoint: hat; only in the data: {classes[0]}" in line
-    for saved, number, expected in (
-        (classes[:10], 10, f"10 in the checkpoint and 12 in the data; only in the data: {classes[10]}, {classes[11]}"),
-        ([classes[1], classes[0], *classes[2:]], 12, f"number 0 is {classes[1]} there and {classes[0]} in the data"),
-        ([], 10, "10 in the checkpoint and 12 in the data"),
-    ):
-        hyper_parameters = {**checkpoint["hyper_parameters"], "num_classes": number}
-        with pytest.raises(UserError, match=expected):
-            require_classes({CLASSES_KEY: saved, "hyper_parameters": hyper_parameters}, classes, last)
+
+
+@pytest.mark.parametrize("form", ["now", "0.1.0"])
+def test_classes_of_the_data_that_a_checkpoint_does_not_know_are_listed(form):
+    def check(saved: list[str], number: int) -> None:
+        kept = {LEARNT_KEY: {"classes": saved}} if form == "now" else saved
+        key = "Any" if form == "now" else "sinkformer_pl_classes"
+        require_classes({key: kept, "hyper_parameters": {"num_classes": number}}, ["a", "b", "c"], "x.ckpt")
+
+    check(["c", "d", "a", "b"], 4)
+    with pytest.raises(UserError, match=r"x.ckpt has .* 2 in the checkpoint and 3 in the data; only in the data: c"):
+        check(["b", "a"], 2)
+    check([], 3)
+    with pytest.raises(UserError, match="10 in the checkpoint and 3 in the data"):
+        check([], 10)
 
 
 def test_another_normalization_or_backbone_is_listed_or_said(there, capsys):

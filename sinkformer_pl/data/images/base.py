@@ -1,17 +1,20 @@
 """What every source of images shares: size, colour, random changes in training, normalising."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
-from sinkformer_pl.data.images.decoding import decode_image
+from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, framed
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
 
@@ -49,37 +52,42 @@ class ImageSource(NamedTuple):
 class ImageDataset(LabelledDataset):
     """One split of images; the inputs are (C, size, size) float32."""
 
+    preprocessing: ImagePreprocessing
+
     def __init__(
-        self, images: Images, chosen: Tensor, transforms: Sequence[v2.Transform], *, mean: Tensor, std: Tensor
+        self,
+        images: Images,
+        chosen: Tensor,
+        preprocessing: ImagePreprocessing,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
     ) -> None:
         """Choose images without copying them.
 
         Args:
             images: the images, of which `chosen` may be a part.
             chosen: (n,) int64, indices of this split's images.
-            transforms: what is done to an image, (channels, H, W) uint8 or float32 in [0, 1]. Their randomness is
-                torch's global generator, which is seeded for each image and left as it was.
-            mean: (channels,) float32, of values in [0, 1]; taken off last.
-            std: (channels,) float32, divided by after that.
+            preprocessing: of evaluation.
+            transforms: what is done in the place of its resizing to an image, (channels, H, W) uint8 or float32 in
+                [0, 1]. Their randomness is torch's global generator, which is seeded for each image and left as it
+                was.
         """
         self.chosen: list[int] = chosen.tolist()
         super().__init__(images.targets[chosen], [images.names[index] for index in self.chosen])
         self.images = images.images
+        self.preprocessing = preprocessing
         self.transform = v2.Compose(transforms) if transforms else None
-        self.mean, self.std = mean[:, None, None], std[:, None, None]
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one image as the model sees it."""
         image = self.images[self.chosen[draw.index]]
-        if isinstance(image, Path):
-            image = decode_image(image, len(self.mean))
-        if self.transform is not None:
-            with torch.random.fork_rng(devices=()):
-                # Not torch.manual_seed, which would seed the accelerator's generator too, on which dropout depends.
-                torch.default_generator.manual_seed(draw.seed)
-                image = self.transform(image)
-        # By hand: torchvision's classes for these two take longer than a small image's whole way otherwise.
-        return v2.functional.to_dtype(image, torch.float32, scale=True).sub(self.mean).div_(self.std)
+        if self.transform is None:
+            return self.preprocessing(image)
+        image = self.preprocessing.pixels(image)
+        with torch.random.fork_rng(devices=()):
+            # Not torch.manual_seed, which would seed the accelerator's generator too, on which dropout depends.
+            torch.default_generator.manual_seed(draw.seed)
+            image = self.transform(image)
+        return self.preprocessing.normalized(image)
 
 
 class ImageData(ClassificationData, ABC):
@@ -88,15 +96,15 @@ class ImageData(ClassificationData, ABC):
     In evaluation the shorter side is resized to `image_size` and the centre is cut out. In training there is, in this
     order: a random part instead (`crop_area`), a random shift (`crop_padding`), a random mirror image (`flip`); what
     is not asked for is left out. Last, values in [0, 1] are normalised to mean 0 and standard deviation 1 in each
-    channel, over training images as evaluation would show them.
+    channel, over training images as evaluation would show them. These constants are those of a checkpoint where its
+    model is evaluated or trained on (`restore`).
 
     Attributes:
-        mean: (channels,) float32, of the training images, at most 1000 of them, chosen by `seed`; after `setup`.
-        std: (channels,) float32, likewise.
+        preprocessing: of evaluation, with the mean and standard deviation of the training images, at most 1000 of
+            them, chosen by `seed`; after `setup`.
     """
 
-    mean: Tensor
-    std: Tensor
+    preprocessing: ImagePreprocessing | None
 
     def __init__(
         self,
@@ -149,19 +157,29 @@ class ImageData(ClassificationData, ABC):
         self.flip = flip
         self.train_size = train_size
 
+    @property
+    def mean(self) -> Tensor:
+        """The (channels,) float32 mean of each channel, of values in [0, 1]; after `setup`."""
+        assert self.preprocessing is not None
+        return torch.tensor(self.preprocessing.mean)
+
+    @property
+    def std(self) -> Tensor:
+        """The (channels,) float32 standard deviation of each channel, likewise."""
+        assert self.preprocessing is not None
+        return torch.tensor(self.preprocessing.std)
+
     @abstractmethod
     def load(self) -> ImageSource:
         """Read images, or find their files."""
 
     def make_datasets(self) -> dict[Split, LabelledDataset]:
-        """Load and divide the images, and learn `mean` and `std`.
+        """Load and divide the images, and learn the constants of `preprocessing` unless a checkpoint gave them.
 
         Raises:
             UserError: more training images asked for than there are, or a file that can't be decoded.
         """
-        train_images, test_images, val_images = (part and self._recoloured(part) for part in self.load())
-        assert train_images is not None
-        assert test_images is not None
+        train_images, test_images, val_images = self.load()
         train = _all(train_images)
         if val_images is None:
             train, val = self._divide(train_images.targets)
@@ -169,25 +187,29 @@ class ImageData(ClassificationData, ABC):
         else:
             val = _all(val_images)
         train = self._kept(train, train_images.targets)
-        none, one = torch.zeros(self.channels), torch.ones(self.channels)
-        shown = ImageDataset(train_images, train, self._framing(train_images), mean=none, std=one)
-        self.mean, self.std = self._statistics(shown)
-        splits: tuple[tuple[Split, Images, Tensor, list[v2.Transform]], ...] = (
-            ("train", train_images, train, self._augmentation(train_images)),
-            ("val", val_images, val, self._framing(val_images)),
-            ("test", test_images, _all(test_images), self._framing(test_images)),
-        )
+        if self.preprocessing is None:
+            self.preprocessing = self._learnt(train_images, train)
         return {
-            split: ImageDataset(images, chosen, transforms, mean=self.mean, std=self.std)
-            for split, images, chosen, transforms in splits
+            "train": ImageDataset(train_images, train, self.preprocessing, self._augmentation()),
+            "val": ImageDataset(val_images, val, self.preprocessing),
+            "test": ImageDataset(test_images, _all(test_images), self.preprocessing),
         }
 
-    def _recoloured(self, part: Images) -> Images:
-        images = part.images
-        if not isinstance(images, Tensor) or images.shape[1] == self.channels:
-            return part
-        grey = self.channels == 1
-        return part._replace(images=v2.functional.rgb_to_grayscale(images) if grey else images.expand(-1, 3, -1, -1))
+    def preprocessing_of(self, saved: Mapping[str, Any]) -> ImagePreprocessing | None:
+        """Take mean and standard deviation; without them, which is said, they are learnt anew.
+
+        Raises:
+            UserError: they are of another number of channels.
+        """
+        if not {"mean", "std"} <= saved.keys():
+            rank_zero_warn(
+                "the checkpoint, of an older version, has no mean and standard deviation of the images that it was "
+                f"trained on: those of the training images of {self.origin} are used"
+            )
+            return None
+        if len(saved["mean"]) != self.channels:
+            raise UserError(f"data.channels is {self.channels}: the checkpoint's images have {len(saved['mean'])}")
+        return ImagePreprocessing(self.image_size, self.channels, saved["mean"], saved["std"])
 
     def _kept(self, train: Tensor, targets: Tensor) -> Tensor:
         if self.train_size is None:
@@ -202,13 +224,8 @@ class ImageData(ClassificationData, ABC):
         # Of every class the same share lies below any threshold, and its first one lies at 0.
         return train[np.sort(np.argsort(place, kind="stable")[: self.train_size])]
 
-    def _framing(self, images: Images) -> list[v2.Transform]:
-        if isinstance(images.images, Tensor) and images.images.shape[2:] == (self.image_size, self.image_size):
-            return []
-        return [v2.Resize(self.image_size), v2.CenterCrop(self.image_size)]
-
-    def _augmentation(self, images: Images) -> list[v2.Transform]:
-        transforms = self._framing(images)
+    def _augmentation(self) -> list[Callable[[Tensor], Tensor]]:
+        transforms: list[Callable[[Tensor], Tensor]] = [partial(framed, size=self.image_size)]
         if self.crop_area < 1:
             transforms = [v2.RandomResizedCrop(self.image_size, scale=(self.crop_area, 1.0))]
         if self.crop_padding:
@@ -217,7 +234,9 @@ class ImageData(ClassificationData, ABC):
             transforms.append(v2.RandomHorizontalFlip())
         return transforms
 
-    def _statistics(self, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
+    def _learnt(self, images: Images, train: Tensor) -> ImagePreprocessing:
+        unscaled = ImagePreprocessing(self.image_size, self.channels, [0.0] * self.channels, [1.0] * self.channels)
+        dataset = ImageDataset(images, train, unscaled)
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(dataset), generator=generator)[:STATISTICS_SIZE].tolist()
         moments = torch.zeros(2, self.channels, dtype=torch.float64)
@@ -227,7 +246,8 @@ class ImageData(ClassificationData, ABC):
         mean, square = moments / max(len(chosen), 1)
         std = (square - mean**2).clamp_min(0).sqrt()
         # One colour only: there is nothing to scale.
-        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+        std = torch.where(std > 1e-6, std, 1.0)
+        return replace(unscaled, mean=mean.float().tolist(), std=std.float().tolist())
 
 
 def _all(images: Images) -> Tensor:

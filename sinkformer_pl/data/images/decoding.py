@@ -36,12 +36,20 @@ def decode_image(path: Path, channels: int) -> Tensor:
     try:
         with open_file(path) as stream, Image.open(stream) as file:
             _require_content(file, path)
-            image = ImageOps.exif_transpose(file)
-            pixels = _wide_grey(image) if image.mode[0] in "IF" else _eight_bits(image, channels)
+            return pixels_of(ImageOps.exif_transpose(file), channels)
     except UserError:
         raise
     except Exception as error:
         raise _unreadable(path, error) from None
+
+
+def pixels_of(image: Image.Image, channels: int) -> Tensor:
+    """Return the pixels of an image as `decode_image` does.
+
+    Raises:
+        ValueError: grey values of unknown scale.
+    """
+    pixels = _wide_grey(image) if image.mode[0] in "IF" else _eight_bits(image, channels)
     return pixels.expand(channels, -1, -1)
 
 

@@ -77,7 +77,7 @@ class ImageFolder(ImageData):
         return ImageSource(**files)
 
     def _files(self, part: str) -> Images:
-        folders = [(self.root / part / name, target) for target, name in enumerate(self.classes)]
+        folders = [(self.root / part / name, target) for target, name in enumerate(self.found_classes)]
         files = [(file, target) for folder, target in folders if is_folder(folder) for file in files_below(folder)]
         images = [(file, target) for file, target in files if _is_image(file)]
         if not images:

@@ -98,10 +98,10 @@ class TorchvisionImages(ImageData):
             raise UserError(f"{self.root}: {name} {what} ({cause}); {remedy}") from None
         labels = images.targets.tolist()
         smallest, largest = min(labels, default=0), max(labels, default=0)
-        if len(labels) != len(images.images) or smallest < 0 or largest >= self.num_classes:
+        if len(labels) != len(images.images) or smallest < 0 or largest >= len(self.found_classes):
             raise UserError(
                 f"{self.root}: {name} has {len(images.images)} {'training' if train else 'test'} images, {len(labels)} "
-                f"labels from {smallest} to {largest}, but {self.num_classes} classes, from 0 on; put "
+                f"labels from {smallest} to {largest}, but {len(self.found_classes)} classes, from 0 on; put "
                 f"{self.files.format(root=self.root)}"
             )
         return images

@@ -1,7 +1,7 @@
 """What every source of point clouds shares: checks, subsets of points, standardising, augmentation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
 from sinkformer_pl.data.pointclouds.mesh import LARGEST
-from sinkformer_pl.data.pointclouds.transforms import Augmentation, standardize
+from sinkformer_pl.data.pointclouds.preprocessing import CloudPreprocessing
+from sinkformer_pl.data.pointclouds.transforms import Augmentation
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
 
@@ -41,13 +42,14 @@ class Source(NamedTuple):
 class PointCloudDataset(LabelledDataset):
     """One split of point clouds; the inputs are (N, 3) float32."""
 
+    preprocessing: CloudPreprocessing
+
     def __init__(
         self,
         clouds: Clouds,
         chosen: Tensor,
         *,
-        num_points: int | None,
-        standardized: bool,
+        preprocessing: CloudPreprocessing,
         augmentation: Augmentation | None,
     ) -> None:
         """Choose clouds without copying them.
@@ -55,8 +57,7 @@ class PointCloudDataset(LabelledDataset):
         Args:
             clouds: the clouds, of which `chosen` may be a part.
             chosen: (n,) int64, indices of this split's clouds.
-            num_points: size of the random subset of each cloud; None for all points.
-            standardized: whether to standardise the subset.
+            preprocessing: of evaluation, and of training before `augmentation`.
             augmentation: applied last.
         """
         indices: list[int] = chosen.tolist()
@@ -65,18 +66,14 @@ class PointCloudDataset(LabelledDataset):
         self.points = clouds.points
         self.sizes = clouds.sizes[chosen]
         self.starts = (clouds.sizes.cumsum(0) - clouds.sizes)[chosen]
-        self.num_points = num_points
-        self.standardized = standardized
+        self.preprocessing = preprocessing
         self.augmentation = augmentation
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one cloud as the model sees it."""
         generator = torch.Generator().manual_seed(draw.seed)
         points = self.points.narrow(0, int(self.starts[draw.index]), int(self.sizes[draw.index]))
-        if self.num_points is not None:
-            points = points[torch.randperm(len(points), generator=generator)[: self.num_points]]
-        if self.standardized:
-            points = standardize(points)
+        points = self.preprocessing.drawn(points, generator)
         if self.augmentation is not None:
             points = self.augmentation(points, generator)
         return points
@@ -88,6 +85,8 @@ class PointCloudData(ClassificationData, ABC):
     A cloud goes through: a random subset of `num_points`, standardising, augmentation (training only). Training takes
     another subset and another augmentation each epoch, evaluation a subset that depends on seed and index alone.
     """
+
+    preprocessing: CloudPreprocessing
 
     def __init__(
         self,
@@ -116,6 +115,7 @@ class PointCloudData(ClassificationData, ABC):
         self.num_points = num_points
         self.standardize = standardize
         self.augmentation = augmentation
+        self.preprocessing = CloudPreprocessing(num_points, standardize)
 
     @abstractmethod
     def load(self) -> Source:
@@ -141,10 +141,13 @@ class PointCloudData(ClassificationData, ABC):
         return PointCloudDataset(
             clouds,
             chosen,
-            num_points=self.num_points,
-            standardized=self.standardize,
+            preprocessing=self.preprocessing,
             augmentation=augmentation,
         )
+
+    def preprocessing_of(self, saved: Mapping[str, Any]) -> CloudPreprocessing:
+        """Return that of the arguments: nothing is learnt from data."""
+        return self.preprocessing
 
     def _check(self, clouds: Clouds) -> None:
         if not len(clouds.sizes):

@@ -62,8 +62,9 @@ class PointClouds(PointCloudData):
         if self.root.is_file():
             return load_array_file(self.root)
         folder = self._folder()
-        if folder is None or folder.classes != self.classes:
-            raise UserError(f"{self.root}: changed since the start; expected meshes of {', '.join(self.classes)}")
+        if folder is None or folder.classes != self.found_classes:
+            listed = ", ".join(self.found_classes)
+            raise UserError(f"{self.root}: changed since the start; expected meshes of {listed}")
         cache = Path(self.trainer.default_root_dir) / "cache" if self.trainer else None
         return load_mesh_folder(folder, pool_size=self.pool_size, cache=cache)
 

@@ -78,19 +78,24 @@ class ProceduralShapes(PointCloudData):
         return Source(train=self._part(0, self.train_size + self.val_size), test=self._part(1, self.test_size))
 
     def _part(self, part: int, size: int) -> Clouds:
-        targets = [index % self.num_classes for index in range(size)]
+        targets = [index % len(self.found_classes) for index in range(size)]
         clouds = []
         for index, target in enumerate(targets):
             rng = np.random.default_rng((self.seed, part, index))
             count = int(rng.integers(self.min_points, self.max_points, endpoint=True))
             clouds.append(
                 sample_shape(
-                    self.classes[target], rng, count=count, tilt=self.tilt, noise=self.noise, occlusion=self.occlusion
+                    self.found_classes[target],
+                    rng,
+                    count=count,
+                    tilt=self.tilt,
+                    noise=self.noise,
+                    occlusion=self.occlusion,
                 )
             )
         return Clouds(
             points=torch.from_numpy(np.concatenate(clouds)),
             sizes=torch.tensor([len(cloud) for cloud in clouds]),
             targets=torch.tensor(targets),
-            names=[f"{('train', 'test')[part]}/{self.classes[target]}/{i}" for i, target in enumerate(targets)],
+            names=[f"{('train', 'test')[part]}/{self.found_classes[target]}/{i}" for i, target in enumerate(targets)],
         )

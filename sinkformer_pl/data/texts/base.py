@@ -1,7 +1,7 @@
 """What every source of texts shares: checks, the split, the tokenizer, truncation, batches of similar length."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +12,18 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from sinkformer_pl.batch import Sample
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import open_file
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.data.texts.tokenizer import (
     LARGEST_VOCABULARY,
     SMALLEST_VOCABULARY,
     Encoded,
-    encode,
     head,
     load_tokenizer,
     train_tokenizer,
@@ -72,33 +74,31 @@ class TextDataset(LabelledDataset):
         texts: the texts.
     """
 
-    def __init__(
-        self, texts: Texts, split: Split, tokenizer: Callable[[], Tokenizer], *, max_length: int, similar: bool
-    ) -> None:
+    preprocessing: TextPreprocessing
+
+    def __init__(self, texts: Texts, split: Split, preprocessing: TextPreprocessing, *, similar: bool) -> None:
         """Keep the texts; they are encoded when the first of them is asked for.
 
         Args:
             texts: the split's.
             split: its name, for messages.
-            tokenizer: returns the tokenizer, which a checkpoint may still replace.
-            max_length: tokens kept of each text.
+            preprocessing: encodes them.
             similar: whether training batches are of texts of similar length.
         """
         super().__init__(texts.targets, texts.names)
         self.texts = texts.texts
         self.split = split
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.preprocessing = preprocessing
         self.similar = similar
 
     @cached_property
     def encoded(self) -> Encoded:
         """All texts' tokens; says how many texts were cut."""
-        encoded = encode(self.tokenizer(), self.texts, max_length=self.max_length)
+        encoded = self.preprocessing.encode(self.texts)
         if encoded.cut:
             rank_zero_info(
-                f"{encoded.cut} of {len(self.texts)} {self.split} texts were cut at {self.max_length} tokens "
-                "(data.max_length)"
+                f"{encoded.cut} of {len(self.texts)} {self.split} texts were cut at {self.preprocessing.max_length} "
+                "tokens (data.max_length)"
             )
         return encoded
 
@@ -123,14 +123,15 @@ class TextDataset(LabelledDataset):
         tokens = self.encoded.tokens[start : start + self.encoded.lengths[draw.index]]
         return torch.from_numpy(tokens.astype("int64"))
 
-    def forget(self) -> None:
-        """Encode anew when next asked."""
+    @override
+    def use(self, preprocessing: Preprocessing) -> None:
+        super().use(preprocessing)
         self.__dict__.pop("encoded", None)
         self.__dict__.pop("_starts", None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a loader process needs: tokens, neither the texts nor the tokenizer."""
-        return {"encoded": self.encoded, **self.__dict__, "texts": (), "tokenizer": None}
+        return {"encoded": self.encoded, **self.__dict__, "texts": (), "preprocessing": None}
 
 
 class TextData(ClassificationData, ABC):
@@ -138,12 +139,15 @@ class TextData(ClassificationData, ABC):
 
     Texts become numbers by byte-level byte-pair encoding, learnt from the training split alone; 0 is padding. The
     tokenizer is kept in checkpoints, as text, and the one of a checkpoint is used when its model is evaluated or
-    trained on (`state_dict`, `load_state_dict`). Of each text the first `max_length` tokens are kept, and at most 16
-    characters for each of them are looked at; how many were cut is said once for each split.
+    trained on (`restore`). Of each text the first `max_length` tokens are kept, and at most 16 characters for each of
+    them are looked at; how many were cut is said once for each split.
 
     Attributes:
         vocab_size: most token numbers, hence the rows of an embedding; known right after construction.
+        preprocessing: of evaluation and training alike, with the tokenizer; after `setup`.
     """
+
+    preprocessing: TextPreprocessing | None
 
     def __init__(
         self,
@@ -177,7 +181,6 @@ class TextData(ClassificationData, ABC):
         self.vocab_size = vocab_size
         self.lowercase = lowercase
         self.similar_lengths = similar_lengths
-        self._tokenizer: Tokenizer | None = None
 
     @abstractmethod
     def load(self) -> TextSource:
@@ -186,50 +189,29 @@ class TextData(ClassificationData, ABC):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of a checkpoint, else one learnt from the training split; after `setup`."""
-        if self._tokenizer is None:
-            train = self.datasets["train"]
-            assert isinstance(train, TextDataset)
-            self._tokenizer = train_tokenizer(
-                (head(text, self.max_length) for text in train.texts),
-                vocab_size=self.vocab_size,
-                lowercase=self.lowercase,
-            )
-        return self._tokenizer
+        assert self.preprocessing is not None
+        return self.preprocessing.loaded
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tokenizer as text, and what it was made with; nothing before `setup`."""
-        if self._tokenizer is None and not self.datasets:
-            return {}
-        return {"tokenizer": self.tokenizer.to_str(), "vocab_size": self.vocab_size, "lowercase": self.lowercase}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the tokenizer of a checkpoint, whether the texts are read already or not.
+    def preprocessing_of(self, saved: Mapping[str, Any]) -> TextPreprocessing:
+        """Take the tokenizer, and say which arguments are another's.
 
         Raises:
-            UserError: no tokenizer, or one that can't be read.
+            UserError: there is none, or one that can't be read.
         """
-        if not isinstance(saved := state_dict.get("tokenizer"), str):
+        if not isinstance(tokenizer := saved.get("tokenizer"), str):
             raise UserError("the checkpoint has no tokenizer: give one of a model that was trained on texts")
-        self._tokenizer = load_tokenizer(saved)
+        load_tokenizer(tokenizer)
         for name in ("vocab_size", "lowercase"):
-            if name in state_dict and state_dict[name] != getattr(self, name):
+            if name in saved and saved[name] != getattr(self, name):
                 rank_zero_warn(
-                    f"data.{name} is {getattr(self, name)}, but the checkpoint's tokenizer, made with "
-                    f"{state_dict[name]}, is used"
+                    f"data.{name} is {getattr(self, name)}, but the checkpoint's tokenizer, made with {saved[name]}, "
+                    "is used"
                 )
-                setattr(self, name, state_dict[name])
-        for dataset in self.datasets.values():
-            assert isinstance(dataset, TextDataset)
-            dataset.forget()
+                setattr(self, name, saved[name])
+        return self._preprocessing(tokenizer)
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the tokenizer of a checkpoint, whatever class of texts it was trained on.
-
-        Raises:
-            UserError: it has none.
-        """
-        states = (state for state in checkpoint.values() if isinstance(state, Mapping))
-        self.load_state_dict(next((dict(state) for state in states if isinstance(state.get("tokenizer"), str)), {}))
+    def _preprocessing(self, tokenizer: str) -> TextPreprocessing:
+        return TextPreprocessing(tokenizer, self.vocab_size, self.lowercase, self.max_length)
 
     def make_datasets(self) -> dict[Split, LabelledDataset]:
         """Read, check and divide the texts.
@@ -253,10 +235,14 @@ class TextData(ClassificationData, ABC):
                 rank_zero_warn(
                     f"{self.origin}: {repeated} of {len(part.texts)} {name} texts are also among the training texts"
                 )
+        if self.preprocessing is None:
+            heads = (head(text, self.max_length) for text in train.texts)
+            tokenizer = train_tokenizer(heads, vocab_size=self.vocab_size, lowercase=self.lowercase)
+            self.preprocessing = self._preprocessing(tokenizer.to_str())
+        parts: dict[Split, Texts] = {"train": train, "val": val, "test": test}
         return {
-            "train": self._dataset(train, "train"),
-            "val": self._dataset(val, "val"),
-            "test": self._dataset(test, "test"),
+            split: TextDataset(texts, split, self.preprocessing, similar=self.similar_lengths)
+            for split, texts in parts.items()
         }
 
     def _loader(self, split: Split) -> DataLoader[Sample]:
@@ -265,11 +251,6 @@ class TextData(ClassificationData, ABC):
         # Here, rather than in each of the loader's processes.
         dataset.encoded  # noqa: B018
         return super()._loader(split)
-
-    def _dataset(self, texts: Texts, split: Split) -> TextDataset:
-        return TextDataset(
-            texts, split, lambda: self.tokenizer, max_length=self.max_length, similar=self.similar_lengths
-        )
 
     def _check(self, texts: Texts) -> None:
         for text, name in zip(texts.texts, texts.names, strict=True):

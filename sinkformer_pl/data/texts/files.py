@@ -74,6 +74,8 @@ class TextTable(TextData):
 
     def load(self) -> TextSource:
         """Read the tables."""
+        # Labels are names, so that a class that a checkpoint alone knows is one, too.
+        self.found_classes = self.classes
         return TextSource(
             train=self._texts(self.train),
             test=self._texts(self.test),
@@ -164,10 +166,10 @@ class TextLines(TextData):
             )
         targets = []
         for line, label in enumerate(labels, 1):
-            if not (_is_number(label) and 0 <= int(label) < self.num_classes):
+            if not (_is_number(label) and 0 <= int(label) < len(self.found_classes)):
                 raise UserError(
                     f"{label_path}, line {line}: label {label[:40]!r}; give a number of mapping.txt, "
-                    f"0 to {self.num_classes - 1}"
+                    f"0 to {len(self.found_classes) - 1}"
                 )
             targets.append(int(label))
         names = [f"{text_path.name}:{line}" for line in range(1, len(texts) + 1)]

@@ -1,0 +1,82 @@
+"""Images as a network sees them: size, colour, normalising."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from sinkformer_pl.data.images.decoding import decode_image, pixels_of
+from sinkformer_pl.data.preprocessing import Preprocessing
+
+LONGEST = 4
+"""Ratio of the sides beyond which an image is cut before it is resized: what is cut would be left out afterwards."""
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing(Preprocessing):
+    """Resize the shorter side, cut out the centre and normalise each channel.
+
+    Attributes:
+        image_size: height and width of the input, in pixels.
+        channels: 1 for grey, 3 for RGB.
+        mean: of each channel, of values in [0, 1]; subtracted last.
+        std: of each channel; divided by after that.
+    """
+
+    kind = "images"
+
+    image_size: int
+    channels: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, raw: Path | Image.Image | Tensor, seed: int = 0) -> Tensor:
+        """Return (channels, image_size, image_size) float32 of an image that `pixels` takes; nothing is random.
+
+        Raises:
+            UserError: a file that can't be decoded.
+        """
+        return self.normalized(framed(self.pixels(raw), self.image_size))
+
+    def pixels(self, raw: Path | Image.Image | Tensor) -> Tensor:
+        """Return (channels, H, W), uint8 or float32 in [0, 1].
+
+        Args:
+            raw: a file, an image of Pillow, or (1 or 3, H, W) uint8 or float32 in [0, 1].
+
+        Raises:
+            UserError: a file that can't be decoded.
+        """
+        if isinstance(raw, Path):
+            return decode_image(raw, self.channels)
+        if isinstance(raw, Image.Image):
+            return pixels_of(raw, self.channels)
+        if raw.shape[0] == self.channels:
+            return raw
+        return v2.functional.rgb_to_grayscale(raw) if self.channels == 1 else raw.expand(self.channels, -1, -1)
+
+    def normalized(self, image: Tensor) -> Tensor:
+        """Return pixels as float32, without mean and scale."""
+        mean, std = self._constants
+        # By hand: torchvision's classes for these two take longer than a small image's whole way otherwise.
+        return v2.functional.to_dtype(image, torch.float32, scale=True).sub(mean).div_(std)
+
+    @cached_property
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+
+
+def framed(image: Tensor, size: int) -> Tensor:
+    """Resize the shorter side of (channels, H, W) to `size`, and cut out the centre; memory is bounded by `size`."""
+    height, width = image.shape[1:]
+    if height == width == size:
+        return image
+    longest = LONGEST * min(height, width)
+    if max(height, width) > longest:
+        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
+    return v2.functional.center_crop(v2.functional.resize(image, [size]), [size])

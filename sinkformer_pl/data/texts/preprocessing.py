@@ -1,0 +1,48 @@
+"""Texts as a network sees them: token numbers, cut to a length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sinkformer_pl.data.preprocessing import Preprocessing
+from sinkformer_pl.data.texts.tokenizer import Encoded, encode, load_tokenizer
+
+
+@dataclass(frozen=True)
+class TextPreprocessing(Preprocessing):
+    """Encode a text by subwords, and keep its head.
+
+    Attributes:
+        tokenizer: as `Tokenizer.to_str` writes it.
+        vocab_size: most token numbers; the tokenizer was learnt with it.
+        lowercase: whether it drops case.
+        max_length: tokens that are kept of a text.
+    """
+
+    kind = "texts"
+
+    tokenizer: str
+    vocab_size: int
+    lowercase: bool
+    max_length: int
+
+    def __call__(self, raw: str, seed: int = 0) -> Tensor:
+        """Return (N,) int64 token numbers of a text, 1 <= N <= max_length; nothing is random."""
+        return torch.from_numpy(self.encode([raw]).tokens.astype("int64"))
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the token numbers of many texts."""
+        return encode(self.loaded, texts, max_length=self.max_length)
+
+    @cached_property
+    def loaded(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        return load_tokenizer(self.tokenizer)
