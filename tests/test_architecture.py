@@ -94,6 +94,20 @@ def test_one_lightning():
         assert not any(name == "lightning" or name.startswith("lightning.") for name in imports(path)), path
 
 
+def test_trimesh_is_imported_where_meshes_are_read_and_not_before():
+    for path in PACKAGE.rglob("*.py"):
+        at_once = {name for node in ast.parse(path.read_text(encoding="utf-8")).body for name in imported(node)}
+        assert not any(name.partition(".")[0] == "trimesh" for name in at_once), path
+        if "data/pointclouds" not in path.as_posix():
+            assert "trimesh" not in imports(path), path
+
+
+def imported(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.ImportFrom):
+        return {node.module or ""}
+    return {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+
+
 OF_LOOPS = {"fit_loop", "epoch_loop", "val_loop", "epoch_progress", "batch_progress"}
 PUBLIC_ALL_THE_SAME = {"_exit", "_replace", "_asdict", "_fields"}  # os._exit, and that of named tuples
 

@@ -1,19 +1,20 @@
 """One file with all clouds as arrays: .npz or HDF5."""
 
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sinkformer_pl.data.pointclouds.arrays import open_arrays
 from sinkformer_pl.data.pointclouds.base import Clouds, Source
-from sinkformer_pl.data.reading import cause, open_file
+from sinkformer_pl.data.pointclouds.shape import COORDINATES, expanded
+from sinkformer_pl.data.reading import cause
 from sinkformer_pl.errors import UserError
 
 ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
+"""Of files with all clouds."""
 
 # Ours, and those under which ModelNet40 has been published as clouds.
 _POINTS = {"train": ("train_points", "tr_cloud"), "test": ("test_points", "test_cloud")}
@@ -29,7 +30,7 @@ def read_array_classes(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: a file that is none, or whose labels and classes do not fit each other.
     """
-    with _open(path) as file:
+    with open_arrays(path) as file:
         labels = [_labels(file, part, path) for part in ("train", "test")]
         largest = max((int(label.max()) for label in labels if len(label)), default=-1)
         if "classes" not in file:
@@ -50,44 +51,21 @@ def read_array_classes(path: Path) -> tuple[str, ...]:
     return classes
 
 
-def load_array_file(path: Path) -> Source:
+def load_array_file(path: Path, *, features: Sequence[str] = (), columns: Sequence[str] | None = None) -> Source:
     """Read all clouds.
 
     Integers are read as value / largest value of their type, floats as they are.
 
+    Args:
+        path: the file.
+        features: columns beside the coordinates.
+        columns: names of the columns; None for x, y, z, "4", "5" and so on.
+
     Raises:
         UserError: missing arrays or wrong shapes.
     """
-    with _open(path) as file:
-        return Source(train=_clouds(file, "train", path), test=_clouds(file, "test", path))
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Mapping[str, Any]]:
-    # Before the libraries, which take long words to say that they may not read a file, or wait for a pipe.
-    open_file(path).close()
-    # Broken bytes and other people's formats make both raise nearly anything, also when an array is asked for.
-    try:
-        if path.suffix == ".npz":
-            if not zipfile.is_zipfile(path):
-                raise zipfile.BadZipFile("not a zip archive")
-            with np.load(path) as file:
-                yield file
-        else:
-            with _h5py().File(path, "r") as file:
-                yield file
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read ({cause(error)}); give a complete {path.suffix} file") from None
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("HDF5 files need h5py: pip install 'sinkformer_pl[hdf5]'") from None
-    return h5py
+    with open_arrays(path) as file:
+        return Source(*(_clouds(file, part, path, features, columns) for part in ("train", "test")))
 
 
 def _array(file: Mapping[str, Any], names: tuple[str, ...], path: Path) -> np.ndarray:
@@ -121,21 +99,36 @@ def _text(name: Any, path: Path) -> str:
         raise UserError(f"{path}: class name {name!r} isn't UTF-8; store text") from None
 
 
-def _clouds(file: Mapping[str, Any], part: str, path: Path) -> Clouds:
+def _clouds(
+    file: Mapping[str, Any], part: str, path: Path, features: Sequence[str], columns: Sequence[str] | None
+) -> Clouds:
     labels = _labels(file, part, path)
     points = _array(file, _POINTS[part], path)
-    if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind not in "iuf":
-        raise UserError(f"{path}: {part} points are {points.dtype} {points.shape}; store numbers (n, points, 3)")
+    if points.ndim != 3 or points.shape[2] < 3 or points.dtype.kind not in "iuf":
+        raise UserError(
+            f"{path}: {part} points are {points.dtype} {points.shape}; store numbers (n, points, 3 or more)"
+        )
     if not len(points):
         raise UserError(f"{path}: it has no {part} clouds; give one or more of each class")
     if len(points) != len(labels):
         raise UserError(f"{path}: {len(points)} {part} clouds but {len(labels)} labels; give one label per cloud")
     scale = np.iinfo(points.dtype).max if points.dtype.kind in "iu" else 1
-    points = points.astype(np.float32)
+    points = points[:, :, _places(points.shape[2], features, columns, path)].astype(np.float32)
     points /= scale
     return Clouds(
-        points=torch.from_numpy(points).reshape(-1, 3),
+        points=torch.from_numpy(points).flatten(0, 1),
         sizes=torch.full((len(points),), points.shape[1]),
         targets=torch.from_numpy(labels),
         names=[f"{part}/{index}" for index in range(len(points))],
     )
+
+
+def _places(width: int, features: Sequence[str], columns: Sequence[str] | None, path: Path) -> list[int]:
+    """Return the columns of the coordinates and of the features."""
+    names = [*COORDINATES, *(str(place) for place in range(4, width + 1))] if columns is None else [*columns]
+    if len(names) != width:
+        raise UserError(f"{path}: {width} columns, but data.columns names {len(names)}; name each")
+    wanted = [*COORDINATES, *expanded(features)]
+    if missing := [name for name in wanted if name not in names]:
+        raise UserError(f"{path}: no column {missing[0]}; it has {', '.join(names)}: name them by data.columns")
+    return [names.index(name) for name in wanted]

@@ -1,16 +1,18 @@
 """What every source of point clouds shares: checks, subsets of points, standardising, augmentation."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
-from sinkformer_pl.data.pointclouds.mesh import LARGEST
 from sinkformer_pl.data.pointclouds.preprocessing import CloudPreprocessing
+from sinkformer_pl.data.pointclouds.shape import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
@@ -20,7 +22,7 @@ class Clouds(NamedTuple):
     """Labelled point clouds of any sizes.
 
     Attributes:
-        points: (total, 3) float32, one cloud after the other.
+        points: (total, 3 + F) float32, coordinates and features, one cloud after the other.
         sizes: (n,) int64, number of points of each cloud; they sum to total.
         targets: (n,) int64 class indices.
         names: n names, for prediction files and messages.
@@ -31,16 +33,24 @@ class Clouds(NamedTuple):
     targets: Tensor
     names: Sequence[str]
 
+    def subset(self, chosen: Tensor) -> "Clouds":
+        """Return some of the clouds, by their indices."""
+        ends = self.sizes.cumsum(0)
+        rows = [torch.arange(int(ends[index] - self.sizes[index]), int(ends[index])) for index in chosen.tolist()]
+        names = [self.names[index] for index in chosen.tolist()]
+        return Clouds(self.points[torch.cat(rows)], self.sizes[chosen], self.targets[chosen], names)
+
 
 class Source(NamedTuple):
-    """Everything that a source has: clouds to train and validate on, and clouds to test on."""
+    """Everything that a source has; validation clouds are divided from the training clouds where it has none."""
 
     train: Clouds
     test: Clouds
+    val: Clouds | None = None
 
 
 class PointCloudDataset(LabelledDataset):
-    """One split of point clouds; the inputs are (N, 3) float32."""
+    """One split of point clouds; the inputs are (N, 3 + F) float32."""
 
     preprocessing: CloudPreprocessing
 
@@ -75,7 +85,7 @@ class PointCloudDataset(LabelledDataset):
         points = self.points.narrow(0, int(self.starts[draw.index]), int(self.sizes[draw.index]))
         points = self.preprocessing.drawn(points, generator)
         if self.augmentation is not None:
-            points = self.augmentation(points, generator)
+            points = self.augmentation(points, generator, normals=self.preprocessing.normals)
         return points
 
 
@@ -129,13 +139,32 @@ class PointCloudData(ClassificationData, ABC):
         """
         source = self.load()
         for clouds in source:
-            self._check(clouds)
-        train, val = self._divide(source.train.targets)
+            if clouds is not None:
+                self._check(clouds)
+        self._warn_of_copies(source)
+        val_clouds = source.train if source.val is None else source.val
+        if source.val is None:
+            train, val = self._divide(source.train.targets)
+        else:
+            train, val = _all(source.train), _all(source.val)
         return {
             "train": self._dataset(source.train, train, self.augmentation),
-            "val": self._dataset(source.train, val, None),
-            "test": self._dataset(source.test, torch.arange(len(source.test.targets)), None),
+            "val": self._dataset(val_clouds, val, None),
+            "test": self._dataset(source.test, _all(source.test), None),
         }
+
+    def _warn_of_copies(self, source: Source) -> None:
+        known = dict(zip(_contents(source.train), source.train.names, strict=True))
+        for part, clouds in (("test", source.test), ("val", source.val)):
+            if clouds is None:
+                continue
+            pairs = zip(_contents(clouds), clouds.names, strict=True)
+            copies = [f"{name} = {known[content]}" for content, name in pairs if content in known]
+            if copies:
+                rank_zero_warn(
+                    f"{self.origin}: {len(copies)} of {len(clouds.names)} {part} clouds are also among the training "
+                    f"clouds: {', '.join(copies[:3])}{', ...' if len(copies) > 3 else ''}; remove them from one of both"
+                )
 
     def _dataset(self, clouds: Clouds, chosen: Tensor, augmentation: Augmentation | None) -> PointCloudDataset:
         return PointCloudDataset(
@@ -169,8 +198,18 @@ class PointCloudData(ClassificationData, ABC):
                 (np.maximum(-low, high) > LARGEST).any(axis=1),
                 f"has coordinates beyond {LARGEST:g}, too large for single precision",
             ),
-            ((low == high).all(axis=1), "has all its points in one place"),
+            ((low == high)[:, :3].all(axis=1), "has all its points in one place"),
         ):
             if bad.any():
                 name = clouds.names[int(bad.argmax())]
                 raise UserError(f"{self.origin}: cloud {name} {cause}; repair or remove it")
+
+
+def _all(clouds: Clouds) -> Tensor:
+    return torch.arange(len(clouds.targets))
+
+
+def _contents(clouds: Clouds) -> list[bytes]:
+    """Return a digest of each cloud, in the order of its points."""
+    parts = clouds.points.split(clouds.sizes.tolist())
+    return [hashlib.blake2b(part.contiguous().numpy().tobytes(), digest_size=16).digest() for part in parts]

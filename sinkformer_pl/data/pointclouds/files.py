@@ -1,37 +1,69 @@
-"""Point clouds from the user's files: a folder of meshes or one file of arrays."""
+"""Point clouds from the user's files: folders, a list, or one file of arrays."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sinkformer_pl.data.pointclouds.array_file import ARRAY_SUFFIXES, load_array_file, read_array_classes
-from sinkformer_pl.data.pointclouds.base import PointCloudData, Source
-from sinkformer_pl.data.pointclouds.mesh_folder import LAYOUT, MeshFolder, find_mesh_folder, load_mesh_folder
+from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
+from sinkformer_pl.data.pointclouds.cache import load_clouds
+from sinkformer_pl.data.pointclouds.formats import MESHES
+from sinkformer_pl.data.pointclouds.layouts import (
+    EVERYTHING,
+    LAYOUT,
+    LIST_SUFFIXES,
+    CloudFolder,
+    Listing,
+    find_folder,
+    list_files,
+    read_list,
+)
 from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES, ModelNetName, fetch_modelnet
+from sinkformer_pl.data.pointclouds.shape import require_features
 from sinkformer_pl.data.reading import is_folder
+from sinkformer_pl.data.splitting import stratified_split
+from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
 
 class PointClouds(PointCloudData):
-    """A folder of .off meshes in the layout of ModelNet, or an .npz or HDF5 file of arrays.
+    """Files of one cloud or mesh each, or an .npz or HDF5 file of all clouds as arrays.
 
-    Folder: `<class>/train/*.off` and `<class>/test/*.off`, in `root` or in its folder `raw`, `ModelNet10` or
-    `ModelNet40`. Points are drawn from the surfaces once and, under a Trainer, cached in the folder `cache` of its
-    `default_root_dir`, never beside the meshes.
+    Files: `.off`, `.ply`, `.obj`, `.stl`, `.pcd`, `.npy`, `.npz`, `.h5`, `.xyz`, `.txt` or `.csv`, in any case, under
+    `<class>/train` and `<class>/test` (ModelNet's layout), `train/<class>` and `test/<class>` (perhaps also `val`), or
+    `<class>` alone, in `root` or, divided into parts, in its folder `raw`, `ModelNet10` or `ModelNet40`. Or `root` is a
+    .csv or .tsv file with columns `path` and `label`, and perhaps `split`. Points are drawn from the surface of a mesh
+    once; a file of points has all of its own. Under a Trainer they are cached in the folder `cache` of its
+    `default_root_dir`, never beside the files.
 
-    File: `train_points` and `test_points` (n, points, 3), floats or integers (read as value / largest value of their
-    type); `train_label` and `test_label` (n,) integers; optionally `classes`, the names. Also read are the names of
-    the published ModelNet40 clouds: `tr_cloud`, `tr_label`, `test_cloud`, `test_label`.
+    Arrays: `train_points` and `test_points` (n, points, 3 or more), floats or integers (read as value / largest value
+    of their type); `train_label` and `test_label` (n,) integers; optionally `classes`, the names. Also read are the
+    names of the published ModelNet40 clouds: `tr_cloud`, `tr_label`, `test_cloud`, `test_label`.
     """
 
     def __init__(
-        self, root: str | Path, *, download: ModelNetName | None = None, pool_size: int = 2048, **kwargs: Any
+        self,
+        root: str | Path,
+        *,
+        features: Sequence[str] = (),
+        columns: Sequence[str] | None = None,
+        download: ModelNetName | None = None,
+        pool_size: int = 2048,
+        test_fraction: float = 0.2,
+        **kwargs: Any,
     ) -> None:
         """Look at `root` and learn the classes; no points are read.
 
         Args:
-            root: the folder or file.
+            root: the folder, list or file of arrays.
+            features: what a point has beside its coordinates: `normals`, `colours`, or names of columns such as
+                `intensity`; the network's `in_features` is 3 and one for each column.
+            columns: names of the columns of files that don't name them; None for x, y, z, "4", "5" and so on.
             download: what to fetch into `root` where that holds no meshes yet.
-            pool_size: points drawn from each mesh, of which `num_points` takes a part; without meaning for a file.
+            pool_size: points drawn from each mesh, of which `num_points` takes a part.
+            test_fraction: share of each class that is kept for the test, in (0, 1), chosen by `seed`, where neither
+                folders nor a list divide the files.
             **kwargs: what `PointCloudData` takes.
 
         Raises:
@@ -40,17 +72,25 @@ class PointClouds(PointCloudData):
         self.root = Path(root)
         self.download: ModelNetName | None = download
         self.pool_size = pool_size
+        self.test_fraction = test_fraction
+        require_features(features, "data.features")
         if pool_size < 2:
             raise UserError(f"data.pool_size is {pool_size}: give 2 or more")
+        if not 0 < test_fraction < 1:
+            raise UserError(f"data.test_fraction is {test_fraction}: give a share between 0 and 1, both excluded")
+        self._arrays = self.root.is_file() and self.root.suffix.lower() in ARRAY_SUFFIXES
         super().__init__(self._find_classes(), **kwargs)
-        if not self.root.is_file() and self.num_points is not None and self.num_points > pool_size:
-            raise UserError(
-                f"data.num_points is {self.num_points}: give at most data.pool_size, {pool_size}, or raise it"
-            )
+        self.preprocessing = replace(
+            self.preprocessing, features=tuple(features), columns=columns and tuple(columns), pool_size=pool_size
+        )
+        if not self._arrays and self.num_points is not None and self.num_points > pool_size:
+            self._require_pool(self.num_points)
 
     def prepare_data(self) -> None:
         """Fetch what is missing and fill the cache; Lightning calls this in one process only."""
         if self.root.is_file():
+            if self.trainer and not self._arrays:
+                self.load()
             return
         if self.download and self._folder() is None:
             fetch_modelnet(self.download, self.root)
@@ -58,25 +98,53 @@ class PointClouds(PointCloudData):
             self.load()
 
     def load(self) -> Source:
-        """Read the file, or the points drawn from the meshes."""
-        if self.root.is_file():
-            return load_array_file(self.root)
-        folder = self._folder()
-        if folder is None or folder.classes != self.found_classes:
-            listed = ", ".join(self.found_classes)
-            raise UserError(f"{self.root}: changed since the start; expected meshes of {listed}")
+        """Read the file of arrays, or all files."""
+        if self._arrays:
+            return load_array_file(self.root, features=self.preprocessing.features, columns=self.preprocessing.columns)
+        listing = self._listing()
+        if listing is None or listing.classes != self.found_classes:
+            raise UserError(f"{self.root}: changed since the start; expected clouds of {', '.join(self.found_classes)}")
         cache = Path(self.trainer.default_root_dir) / "cache" if self.trainer else None
-        return load_mesh_folder(folder, pool_size=self.pool_size, cache=cache)
+        parts = load_clouds(listing, self.preprocessing, cache)
+        if EVERYTHING in parts:
+            return self._divided(parts[EVERYTHING])
+        if "val" in parts:
+            warn_if_unused(self.val_fraction, f"the part val of {self.root}")
+        return Source(**parts)
 
-    def _folder(self) -> MeshFolder | None:
-        return find_mesh_folder(self.root, prefer=self.download)
+    def _divided(self, clouds: Clouds) -> Source:
+        train, test = stratified_split(clouds.targets, val_fraction=self.test_fraction, seed=self.seed)
+        if not len(test):
+            raise UserError(f"{self.root}: no class has two clouds, one to train and one to test on; give more")
+        return Source(clouds.subset(train), clouds.subset(test))
+
+    def _folder(self) -> CloudFolder | None:
+        return find_folder(self.root, prefer=self.download)
+
+    def _listing(self) -> Listing | None:
+        if self.root.is_file():
+            return read_list(self.root)
+        folder = self._folder()
+        return None if folder is None else list_files(folder)
+
+    def _require_pool(self, num_points: int) -> None:
+        listing = self._listing()
+        files = [file for part in (listing.files.values() if listing else ()) for file in part]
+        if listing is None or any(file.suffix.lower() in MESHES for file in files):
+            raise UserError(
+                f"data.num_points is {num_points}: give at most data.pool_size, {self.pool_size}, or raise it"
+            )
 
     def _find_classes(self) -> tuple[str, ...]:
-        if self.root.is_file():
-            if self.root.suffix not in ARRAY_SUFFIXES:
-                listed = ", ".join(ARRAY_SUFFIXES)
-                raise UserError(f"{self.root}: not one of {listed}, in small letters; give such a file or a folder")
+        if self._arrays:
             return read_array_classes(self.root)
+        if self.root.is_file():
+            if self.root.suffix.lower() not in LIST_SUFFIXES:
+                raise UserError(
+                    f"{self.root}: not one of {', '.join(ARRAY_SUFFIXES)} (arrays), {', '.join(LIST_SUFFIXES)} (a "
+                    "list); give such a file, or a folder"
+                )
+            return read_list(self.root).classes
         folder = self._folder()
         if folder is not None:
             return folder.classes
@@ -88,4 +156,4 @@ class PointClouds(PointCloudData):
             )
         if not is_folder(self.root):
             raise UserError(f"{self.root}: neither a regular file nor a folder; give one of both")
-        raise UserError(f"{self.root}: no meshes; expected {LAYOUT}, or set data.download=ModelNet10")
+        raise UserError(f"{self.root}: no clouds; expected {LAYOUT}, or set data.download=ModelNet10")

@@ -1,173 +1,155 @@
-"""Triangle meshes: a strict reader of .off files, and points drawn from their surface."""
+"""Triangle meshes: reading by trimesh with the checks that it lacks, and points drawn from their surface."""
 
 import hashlib
+import io
+import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sinkformer_pl.data.reading import cause, open_file
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.data.pointclouds.shape import COLOURS, COORDINATES, NORMALS, Columns, FormatError, Shape
+from sinkformer_pl.data.reading import open_file
 
-LARGEST = 1e15
-"""Of a coordinate: sums of squares of more overflow in single precision."""
+MeshColumns = tuple[Columns, NDArray[np.int64] | None]
 
 
-class Mesh(NamedTuple):
-    """A surface made of triangles.
+def read_mesh(path: Path) -> MeshColumns:
+    """Read a file of the formats .ply, .obj and .stl.
 
-    Attributes:
-        vertices: (V, 3) float64, all finite.
-        faces: (F, 3) int64 indices of vertices, F >= 1.
-    """
-
-    vertices: NDArray[np.float64]
-    faces: NDArray[np.int64]
-
-
-def read_off(path: str | Path) -> Mesh:
-    """Read an .off file.
-
-    Read are also: comments and blank lines anywhere, a header glued to the counts (`OFF3514 3546 0`, as in many files
-    of ModelNet), either kind of line end, polygons (cut into a fan of triangles) and colours after a face.
+    Faces of more than three corners are cut into triangles, vertices stay in their order and none are merged. Columns
+    are those of the vertices: all properties of a .ply, colours of an .obj.
 
     Args:
-        path: a text file in the Object File Format.
+        path: the file; its suffix, in any case, names the format.
 
     Returns:
-        The mesh; triangles in the order of the file's faces.
+        The columns, and the triangles (F, 3); None where the file has points alone.
 
     Raises:
-        UserError: whatever is wrong with the file, so that no mesh is read in part or holds numbers without a
-            meaning: not to be read, not an .off file, fewer or more lines than declared, values that are not finite
-            numbers, indices of no vertex, no faces, no surface.
+        FormatError: no such file by its content, or one that is cut off where the format can tell.
+        UserError: a file that can't be read.
     """
-    try:
-        lines = _lines(Path(path))
-        vertices, faces = _counts(lines)
-        mesh = Mesh(_vertices(lines[:vertices]), _triangles(lines[vertices : vertices + faces], vertices))
-        _check_surface(mesh)
-    except _OffError as error:
-        raise UserError(f"{path}: {error}; repair or remove the file") from None
-    return mesh
+    # Imported here, since sources of other data do without.
+    import trimesh
+
+    kind = path.suffix.lower().removeprefix(".")
+    with open_file(path) as file:
+        content = file.read()
+    if not content.strip():
+        raise FormatError("the file is empty")
+    _CHECKS.get(kind, lambda _: None)(content)
+    if kind == "obj":
+        content = _without_texture(content)
+    loaded = trimesh.load_scene(
+        io.BytesIO(content),
+        file_type=kind,
+        process=False,
+        maintain_order=True,
+    )
+    parts = list(loaded.geometry.values())
+    if not parts:
+        raise FormatError(f"nothing in it can be read as .{kind}; it may be cut off")
+    columns = [_columns(part) for part in parts]
+    sizes = [len(part.vertices) for part in parts]
+    joined = {
+        name: np.concatenate([c[name] for c in columns]) for name in columns[0] if all(name in c for c in columns)
+    }
+    starts = np.cumsum([0, *sizes[:-1]])
+    faces = [
+        np.asarray(part.faces, dtype=np.int64) + start
+        for part, start in zip(parts, starts, strict=True)
+        if _has_faces(part)
+    ]
+    return joined, np.concatenate(faces) if faces else None
 
 
-def sample_surface(mesh: Mesh, name: str, count: int) -> Tensor:
-    """Draw points from the surface, in proportion to the area of the faces.
+def sample_surface(shape: Shape, count: int) -> Shape:
+    """Draw points from the surface, in proportion to the area of the faces; columns are those between the corners.
 
     Args:
-        mesh: where to draw from.
-        name: seeds the draw; torch's global random state is neither used nor changed.
+        shape: a mesh. It seeds the draw, so that equal meshes give equal points, whatever their names.
         count: number of points.
 
     Returns:
-        (count, 3) float32.
+        A cloud, with columns of normals in any case: where the mesh has none, those of the faces.
     """
-    # Imported here, since it takes seconds that no other source of data should cost.
-    from torch_geometric.data import Data
-    from torch_geometric.transforms import SamplePoints
+    import trimesh
 
-    data = Data(pos=torch.from_numpy(mesh.vertices), face=torch.from_numpy(mesh.faces.T.copy()))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-        points: Tensor = SamplePoints(count)(data).pos
-    return points.float()
+    assert shape.faces is not None
+    # Scaled, so that areas neither overflow nor vanish.
+    scale = np.abs(shape.points).max() or 1.0
+    mesh = trimesh.Trimesh(shape.points / scale, shape.faces, process=False)
+    digest = hashlib.sha256(shape.points.tobytes() + shape.faces.tobytes()).digest()
+    points, chosen, weights = trimesh.sample.sample_surface(
+        mesh, count, return_barycentric=True, seed=int.from_bytes(digest[:4], "big")
+    )
+    corners = shape.faces[chosen]
+    columns = {name: (column[corners] * weights).sum(axis=1) for name, column in shape.columns.items()}
+    if not columns.keys() >= set(NORMALS):
+        vectors = mesh.triangles[chosen]
+        normals = np.cross(vectors[:, 1] - vectors[:, 0], vectors[:, 2] - vectors[:, 0])
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(np.finfo(np.float64).tiny)
+        columns |= dict(zip(NORMALS, normals.T, strict=True))
+    return Shape(np.asarray(points) * scale, None, columns)
 
 
-class _OffError(Exception):
-    """What is wrong with a file; `read_off` adds its name."""
+def _has_faces(part: object) -> bool:
+    return len(getattr(part, "faces", ())) > 0
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the lines that say something, without comments, and without the header's `OFF`."""
-    with open_file(path) as file:
-        content = file.read()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _OffError("not a text file") from None
-    lines = text.splitlines()
-    if "#" in text:
-        lines = [line.partition("#")[0] for line in lines]
-    lines = [line for line in lines if line and not line.isspace()]
-    if not lines:
-        raise _OffError("the file is empty")
-    header = lines[0].strip()
-    if not header.startswith("OFF"):
-        raise _OffError(f"not an OFF file: it starts with {header[:20]!r} in place of 'OFF'")
-    counts = header.removeprefix("OFF")
-    return [counts, *lines[1:]] if counts else lines[1:]
+def _columns(part: object) -> dict[str, NDArray[np.float64]]:
+    vertices = np.asarray(part.vertices, dtype=np.float64)  # type: ignore[attr-defined]
+    columns = dict(zip(COORDINATES, vertices.reshape(-1, 3).T, strict=True))
+    properties = part.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")  # type: ignore[attr-defined]
+    if properties is not None:
+        names = properties.dtype.names if isinstance(properties, np.ndarray) else properties.keys()
+        for name in names:
+            values = np.asarray(properties[name])
+            if name in COORDINATES or values.size != len(vertices):
+                continue
+            # Colours of a byte are the only integers with a scale.
+            scale = 255.0 if values.dtype == np.uint8 and name.rpartition("_")[2] in (*COLOURS, "alpha") else 1.0
+            columns[name] = values.reshape(-1) / scale
+    elif getattr(getattr(part, "visual", None), "kind", None) == "vertex":
+        colours = np.asarray(part.visual.vertex_colors)  # type: ignore[attr-defined]
+        if colours.shape == (len(vertices), 4):
+            columns |= dict(zip(COLOURS, colours[:, :3].T / 255, strict=True))
+    return columns
+
+
+def _check_ply(content: bytes) -> None:
+    """Count the rows of a text file, of which trimesh reads those that are there."""
+    header, _, body = content.partition(b"end_header")
+    if not header.startswith(b"ply"):
+        raise FormatError(f"not a PLY file: it starts with {content[:20]!r} in place of 'ply'")
+    if b"format ascii" in header:
+        words = [line.split() for line in header.decode("latin-1").splitlines()]
+        counts = [word[2] for word in words if word[:1] == ["element"] and len(word) == 3]
+        rows = sum(1 for line in body.splitlines() if line.strip())
+        if not all(map(_is_count, counts)) or rows != sum(map(int, counts)):
+            raise FormatError(f"{' and '.join(counts) or 'no'} rows declared, but {rows} follow")
+
+
+def _check_obj(content: bytes) -> None:
+    """Refuse faces that trimesh leaves out or misreads: of one or two corners, and with an index 0."""
+    for pattern, what in (
+        (rb"^f(?:[ \t]+[^\s#]+){0,2}[ \t]*(?:#.*)?\r?$", "has fewer than three corners"),
+        (rb"^f\b[^\n]*?[ \t]0(?:[/\s]|$)", "has an index 0"),
+    ):
+        if found := re.search(pattern, content, re.MULTILINE):
+            raise FormatError(f"a face {what}: {found[0].decode('latin-1').strip()[:40]!r}")
+
+
+def _without_texture(content: bytes) -> bytes:
+    """Leave out materials and texture coordinates, for which trimesh would double vertices and open other files."""
+    content = re.sub(rb"^(?:vt|vn|usemtl|mtllib|o|g|s)\b[^\n]*", b"", content, flags=re.MULTILINE)
+    return re.sub(rb"(?<=\d)/[\d/-]*", b"", content)
+
+
+_CHECKS = {"ply": _check_ply, "obj": _check_obj}
 
 
 def _is_count(token: str) -> bool:
     # Python refuses to read a number of thousands of digits.
     return token.isascii() and token.isdigit() and len(token) < 19
-
-
-def _counts(lines: list[str]) -> tuple[int, int]:
-    """Take the counts from the front of `lines` and hold them against the lines that are left."""
-    header = lines.pop(0).split() if lines else []
-    if len(header) not in (2, 3) or not all(_is_count(token) for token in header):
-        raise _OffError(f"the counts of vertices, faces and edges are {' '.join(header)[:40]!r}")
-    vertices, faces = int(header[0]), int(header[1])
-    # Before anything is allocated by what a header claims.
-    if vertices + faces != len(lines):
-        raise _OffError(f"{vertices} vertices and {faces} faces declared, but {len(lines)} lines follow")
-    if not faces:
-        raise _OffError("no faces, so no surface to draw points from")
-    return vertices, faces
-
-
-def _vertices(lines: list[str]) -> NDArray[np.float64]:
-    if not lines:
-        raise _OffError("no vertices")
-    try:
-        vertices = np.loadtxt(lines, dtype=np.float64, comments=None, ndmin=2)
-    except ValueError as error:
-        # Behind the semicolon is advice about arguments of numpy.
-        said = cause(error).partition(";")[0]
-        raise _OffError(f"a vertex is not three numbers ({said})") from None
-    if vertices.shape[1] != 3:
-        raise _OffError(f"vertices have {vertices.shape[1]} numbers in place of 3")
-    for bad, what in (
-        (~np.isfinite(vertices), "is not finite"),
-        (np.abs(vertices) > LARGEST, f"is further than {LARGEST:g} from the origin, too far for single precision"),
-    ):
-        if bad.any():
-            raise _OffError(f"vertex {int(bad.any(axis=1).argmax())} {what}")
-    return vertices
-
-
-def _triangles(lines: list[str], vertices: int) -> NDArray[np.int64]:
-    rows = [line.split() for line in lines]
-    triangles: list[NDArray[np.int64]] = []
-    order: list[NDArray[np.int64]] = []
-    for size in {row[0] for row in rows}:
-        corners = int(size) if _is_count(size) else 0
-        chosen = [index for index, row in enumerate(rows) if row[0] == size]
-        shortest = min(chosen, key=lambda index: len(rows[index]))
-        if corners < 3 or len(rows[shortest]) < corners + 1:
-            raise _OffError(f"face {shortest} is {lines[shortest].strip()[:40]!r}: not a count (3 or more) of indices")
-        try:
-            polygons = np.array([rows[index][1 : corners + 1] for index in chosen], dtype=np.int64)
-        except (ValueError, OverflowError) as error:
-            raise _OffError(f"a face has an index that is not a whole number ({error})") from None
-        outside = ((polygons < 0) | (polygons >= vertices)).any(axis=1)
-        if outside.any():
-            face = chosen[int(outside.argmax())]
-            raise _OffError(f"face {face} has an index outside 0 to {vertices - 1}: {lines[face].strip()[:40]!r}")
-        for corner in range(1, corners - 1):
-            triangles.append(polygons[:, [0, corner, corner + 1]])
-            order.append(np.array(chosen))
-    return np.concatenate(triangles)[np.argsort(np.concatenate(order), kind="stable")]
-
-
-def _check_surface(mesh: Mesh) -> None:
-    # Scaled, so that squares neither overflow nor vanish.
-    corners = (mesh.vertices / (np.abs(mesh.vertices).max() or 1.0))[mesh.faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    if not np.abs(normals).max() > 0:
-        raise _OffError("the faces have no area, so there is no surface to draw points from")

@@ -13,15 +13,17 @@ def standardize(points: Tensor) -> Tensor:
     """Centre a cloud at its mean and divide it by one number, so that its proportions stay.
 
     Args:
-        points: (N, C) float.
+        points: (N, C) float, coordinates and then features.
 
     Returns:
         (N, C): mean 0 in each coordinate and standard deviation 1 over all of them; all zeros when the points are
-        all equal.
+        all equal. Features are as they were.
     """
-    centred = points - points.mean(dim=0)
+    coordinates, features = points[:, :3], points[:, 3:]
+    centred = coordinates - coordinates.mean(dim=0)
     deviation = centred.square().mean().sqrt()
-    return centred / deviation.clamp_min(torch.finfo(points.dtype).tiny)
+    centred = centred / deviation.clamp_min(torch.finfo(points.dtype).tiny)
+    return torch.cat([centred, features], dim=1) if features.shape[1] else centred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +56,33 @@ class Augmentation:
             if not valid:
                 raise UserError(f"augmentation.{name} is {value}: give {expected}")
 
-    def __call__(self, points: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, points: Tensor, generator: torch.Generator, *, normals: int | None = None) -> Tensor:
         """Return a changed copy.
 
         Args:
-            points: (N, 3) float, N >= 1.
+            points: (N, C) float, N >= 1, coordinates and then features, which stay as they are.
             generator: the source of all randomness; equal states give equal results.
+            normals: first of the three columns of normals, which turn with the surface; None for no normals.
 
         Returns:
-            (M, 3), 1 <= M <= N.
+            (M, C), 1 <= M <= N.
         """
         angle, share, *factors = torch.rand(5, generator=generator).tolist()
         kept = len(points) - int(self.dropout * share * len(points))
         if kept < len(points):
             points = points[torch.randperm(len(points), generator=generator)[:kept]]
         low, high = self.scale
-        points = points * torch.tensor([low + (high - low) * factor for factor in factors], dtype=points.dtype)
+        scale = torch.tensor([low + (high - low) * factor for factor in factors], dtype=points.dtype)
         angle = self.rotation * (2 * angle - 1)
         cos, sin = math.cos(angle), math.sin(angle)
-        points = points @ torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]], dtype=points.dtype)
-        return points + self.jitter * torch.randn(points.shape, generator=generator, dtype=points.dtype)
+        turn = torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]], dtype=points.dtype)
+        moved = (points[:, :3] * scale) @ turn
+        moved = moved + self.jitter * torch.randn(moved.shape, generator=generator, dtype=points.dtype)
+        if points.shape[1] == 3:
+            return moved
+        features = points[:, 3:].clone()
+        if normals is not None:
+            # A surface that is stretched along an axis has its normals shrunk along it.
+            own = features[:, normals - 3 : normals]
+            features[:, normals - 3 : normals] = torch.nn.functional.normalize((own / scale) @ turn)
+        return torch.cat([moved, features], dim=1)

@@ -157,3 +157,19 @@ def test_points_on_a_line_are_usable():
 def test_too_few_points_to_draw_are_refused_at_construction(num_points):
     with pytest.raises(UserError, match=r"data\.num_points"):
         GivenClouds([], [], num_points=num_points)
+
+
+def test_features_stay_as_they_are_and_normals_turn_with_the_cloud():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(50, 3, generator=generator)
+    normals = torch.nn.functional.normalize(points)
+    cloud = torch.cat([points, torch.arange(50.0)[:, None], normals], dim=1)
+    turn = Augmentation(rotation=3.0, scale=(0.5, 2.0))
+    changed = turn(cloud, torch.Generator().manual_seed(1), normals=4)
+    assert torch.equal(changed[:, 3], cloud[:, 3])
+    assert torch.equal(changed[:, :3], turn(points, torch.Generator().manual_seed(1)))
+    # Tangents of the surface stay at right angles to its normals.
+    tangents = torch.linalg.cross(normals, torch.randn(50, 3, generator=generator))
+    moved = turn(tangents, torch.Generator().manual_seed(1))
+    assert (changed[:, 4:] * moved).sum(1).abs().max() < 1e-5
+    assert torch.allclose(changed[:, 4:].norm(dim=1), torch.ones(50))

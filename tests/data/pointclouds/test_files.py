@@ -111,7 +111,7 @@ def test_a_second_run_reads_one_cache_file_and_gives_the_same_clouds(tmp_path):
 
     # That the cache is what is read shows when its content differs from the meshes.
     with np.load(cache) as file:
-        np.savez(cache, train=file["train"][::-1], test=file["test"][::-1])
+        np.savez(cache, **{name: file[name] if "sizes" in name else -file[name] for name in file.files})
     assert not same(first, ready(root, run=run))
 
 
@@ -135,8 +135,13 @@ def test_without_a_trainer_nothing_is_written(tmp_path, monkeypatch):
     assert listing(tmp_path) == before
 
 
-def pools(train: int = 8, points: int = 64, dtype: str = "float32") -> dict[str, np.ndarray]:
-    return {"train": np.ones((train, points, 3), dtype), "test": np.ones((4, points, 3), dtype)}
+def cached(train: int = 8, width: int = 3, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {
+        "train": np.ones((train * 64, width), dtype),
+        "train_sizes": np.full(train, 64),
+        "test": np.ones((4 * 64, 3), dtype),
+        "test_sizes": np.full(4, 64),
+    }
 
 
 @pytest.mark.parametrize(
@@ -144,10 +149,10 @@ def pools(train: int = 8, points: int = 64, dtype: str = "float32") -> dict[str,
     [
         (lambda file: file.write(b"junk"), "pickled"),
         (lambda file: np.save(file, np.zeros(3)), "context manager"),
-        (lambda file: np.savez(file, train=np.zeros((8, 64, 3), np.float32)), "test is not a file"),
-        (lambda file: np.savez(file, **pools(train=7)), r"train is float32 \(7, 64, 3\)"),
-        (lambda file: np.savez(file, **pools(points=63)), r"train is float32 \(8, 63, 3\)"),
-        (lambda file: np.savez(file, **pools(dtype="float64")), r"train is float64 \(8, 64, 3\)"),
+        (lambda file: np.savez(file, train=np.zeros((512, 3), np.float32)), "train_sizes is not a file"),
+        (lambda file: np.savez(file, **cached(train=7)), r"train is float32 \(448, 3\) for 7 clouds"),
+        (lambda file: np.savez(file, **cached(width=4)), r"train is float32 \(512, 4\) for 8 clouds"),
+        (lambda file: np.savez(file, **cached(dtype="float64")), r"train is float64 \(512, 3\) for 8 clouds"),
     ],
 )
 def test_a_damaged_cache_is_made_anew(tmp_path, damage, message):
@@ -157,7 +162,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage, message):
     content = cache.read_bytes()
     with cache.open("wb") as file:
         damage(file)
-    with pytest.warns(UserWarning, match=rf"{cache}: the cache can't be used \(.*({message}).*; points are"):
+    with pytest.warns(UserWarning, match=rf"{cache}: the cache can't be used \(.*({message}).*; the files are"):
         assert same(first, ready(root, run=run))
     assert cache.read_bytes() == content
 
@@ -174,7 +179,7 @@ def test_without_a_cache_it_goes_on(tmp_path, monkeypatch, obstacle):
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         with pytest.warns(
-            UserWarning, match=f"{run}/cache: the cache can't be written .*; each run will draw points anew"
+            UserWarning, match=f"{run}/cache: the cache can't be written .*; each run will read the files anew"
         ):
             module = ready(root, run=run)
     finally:
@@ -214,34 +219,154 @@ def test_a_pipe_and_a_name_that_predictions_could_not_hold_are_refused(tmp_path)
         PointClouds(tmp_path / "clouds.npz")
 
 
-def test_other_endings_are_said(tmp_path):
+def test_suffixes_in_any_case_and_sub_folders_are_read_and_the_rest_is_counted(tmp_path):
     write_meshes(tmp_path)
-    for mesh in tmp_path.rglob("*.off"):
+    train = tmp_path / "ant" / "train"
+    for mesh in tmp_path.glob("*/*/*_0001.off"):
         mesh.rename(mesh.with_suffix(".OFF"))
-    with pytest.raises(UserError, match=r"<class>/train, but 8 other files, such as ant_0000\.OFF; put some"):
-        ready(tmp_path)
-    (tmp_path / "CLOUDS.NPZ").touch()
-    with pytest.raises(UserError, match=r"CLOUDS\.NPZ: not one of \.npz, \.h5, \.hdf5, in small letters"):
-        PointClouds(tmp_path / "CLOUDS.NPZ")
+    (train / "deeper").mkdir()
+    (train / "ant_0002.off").rename(train / "deeper" / "ant_0002.Off")
+    (train / "ant_0003.off").rename(train / "ant_0003.blend")
+    for place in ("stray.off", "lamp/x.ply", "ant/test/deeper/notes.md"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    with pytest.warns(
+        UserWarning, match=r"4 files are left out, the first is stray\.off; clouds lie in <class>"
+    ) as said:
+        module = ready(tmp_path)
+    assert sum("left out" in str(warning.message) for warning in said) == 1
+    assert {split: len(dataset) for split, dataset in module.datasets.items()} == {"train": 5, "val": 2, "test": 4}
+    assert "ant/train/deeper/ant_0002" in {*module.names("train"), *module.names("val")}
+    np.savez(tmp_path / "x.npz", **arrays())
+    (tmp_path / "x.npz").rename(tmp_path / "CLOUDS.NPZ")
+    assert PointClouds(tmp_path / "CLOUDS.NPZ").classes == ("ant", "bee", "cow")
+
+
+@pytest.mark.parametrize("kind", ["meshes", "arrays"])
+def test_training_clouds_in_the_test_part_are_said(tmp_path, kind):
+    root = tmp_path / "data"
+    if kind == "meshes":
+        write_meshes(root, ("cube",))
+        shutil.copytree(write_meshes(tmp_path / "other", ("ant",)) / "ant", root / "ant")
+        for mesh in root.rglob("*.off"):
+            size = float(hash(mesh.as_posix()) % 1000 + 2)
+            mesh.write_text(TETRAHEDRON.format(1).replace("1 0 0\n0 1", f"{size} 0 0\n0 1", 1))
+        shutil.copy(root / "ant/train/ant_0001.off", root / "ant/test/copy.OFF")
+        expected = r"1 of 5 test clouds are also among the training clouds: ant/test/copy = ant/train/ant_0001;"
+    else:
+        root.mkdir()
+        content = arrays()
+        content["test_points"][4] = content["train_points"][7]
+        root = write(root / "clouds.npz", content)
+        expected = r"1 of 6 test clouds are also among the training clouds: test/4 = train/7;"
+    with pytest.warns(UserWarning, match=expected):
+        ready(root)
+
+
+def write_clouds(folder: Path, places: list[str]) -> Path:
+    """Write clouds of 6 to 8 points with normals and intensity, in text files of ten each of the places."""
+    rng = np.random.default_rng(0)
+    for place in places:
+        for index in range(10):
+            path = folder / f"{place}_{index}.CSV"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = rng.normal(size=(6 + index % 3, 7)) + 5e6 * (np.arange(7) == 0)
+            np.savetxt(path, rows, delimiter=",", header="X,Y,Z,nx,ny,nz,Intensity", comments="")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("places", "sizes"),
+    [
+        (["train/ant/a", "train/bee/a", "test/ant/a", "test/bee/a"], (18, 2, 20)),
+        (["train/ant/a", "train/bee/a", "test/ant/a", "test/bee/a", "val/ant/a", "val/bee/a"], (20, 20, 20)),
+        (["ant/a", "bee/a"], (14, 2, 4)),
+        (["ant/train/a", "ant/test/a", "bee/train/a", "bee/test/a"], (18, 2, 20)),
+    ],
+)
+def test_clouds_in_every_layout(tmp_path, places, sizes):
+    module = ready(write_clouds(tmp_path, places), features=["normals", "intensity"], num_points=None)
+    assert module.classes == ("ant", "bee")
+    assert tuple(len(module.datasets[split]) for split in ("train", "val", "test")) == sizes
+    for split, dataset in module.datasets.items():
+        for name, sample in zip(module.names(split), samples(dataset), strict=True):
+            assert (sample.inputs.shape[1], module.classes[sample.target] in name) == (7, True)
+            rows = np.loadtxt(tmp_path / f"{name}.CSV", delimiter=",", skiprows=1)
+            assert torch.allclose(sample.inputs[:, 3:], torch.from_numpy(rows[:, 3:]).float())
+            # Far from the origin, where single precision has steps of a half.
+            expected = rows[:, :3] - rows[:, :3].mean(0)
+            assert np.allclose(sample.inputs[:, :3].numpy(), expected / expected.std(), atol=1e-4)
+
+
+def test_a_list_names_files_labels_and_splits(tmp_path):
+    write_clouds(tmp_path / "files", ["a"])
+    rows = [
+        f"files/a_{index}.CSV,{'ant' if index % 2 else 'bee'},{'test' if index > 5 else 'train'}" for index in range(10)
+    ]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(["path,label,split", *rows]))
+    module = ready(path)
+    assert module.classes == ("ant", "bee")
+    assert module.names("test") == [f"files/a_{index}" for index in range(6, 10)]
+    assert module.datasets["test"].targets.tolist() == [1, 0, 1, 0]
+    path.write_text("\n".join(["path,label", *(row.rpartition(",")[0] for row in rows)]))
+    assert len(ready(path, test_fraction=0.4).datasets["test"]) == 4
+    for content, message in (
+        ("file,label\nx,y", "no column path; it has file, label"),
+        ("path,label\nnowhere.off,y", r"line 2: no file .*nowhere\.off"),
+        ("path,label\nfiles/a_0.CSV,", "line 2: no label"),
+        ("path,label,split\nfiles/a_0.CSV,a,training", "line 2: split 'training'; give one of train, test, val"),
+        ("path,label,split\nfiles/a_0.CSV,a,train", "no clouds of split test"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            PointClouds(path)
+
+
+def test_features_that_are_missing_are_named(tmp_path):
+    write_clouds(tmp_path, ["ant/a", "bee/a"])
+    with pytest.raises(UserError, match=r"a_0\.CSV: no column red; beside x, y, z it has nx, ny, nz, intensity"):
+        ready(tmp_path, features=["colours"])
+    for features in (["x"], ["nx", "normals"], ["Intensity"]):
+        with pytest.raises(UserError, match=r"data\.features is .*: give each once, in small letters"):
+            PointClouds(tmp_path, features=features)
+    with pytest.raises(UserError, match=r"data\.test_fraction is 1: give a share"):
+        PointClouds(tmp_path, test_fraction=1)
+    assert PointClouds(tmp_path, num_points=4096).num_points == 4096
+
+
+def test_columns_of_arrays_are_features_by_name_or_number(tmp_path):
+    content = arrays()
+    for part in ("train", "test"):
+        points = content[f"{part}_points"]
+        content[f"{part}_points"] = np.concatenate([points, points[:, :, :1] ** 2], axis=2)
+    path = write(tmp_path / "clouds.npz", content)
+    for arguments in ({"features": ["4"]}, {"features": ["intensity"], "columns": ["x", "y", "z", "intensity"]}):
+        inputs = ready(path, standardize=False, **arguments).datasets["test"][0].inputs
+        assert inputs.shape == (20, 4)
+        assert torch.allclose(inputs[:, 3], inputs[:, 0] ** 2)
+    assert ready(path).datasets["test"][0].inputs.shape == (20, 3)
+    with pytest.raises(UserError, match=r"no column normal; it has x, y, z, 4: name them by data\.columns"):
+        ready(path, features=["normal"])
 
 
 def test_a_root_without_data_is_refused_with_the_layout(tmp_path):
-    with pytest.raises(UserError, match="no meshes; expected <class>/train"):
+    with pytest.raises(UserError, match="no clouds; expected <class>/train"):
         PointClouds(tmp_path)
     (tmp_path / "ant").mkdir()
-    with pytest.raises(UserError, match="no meshes; expected <class>/train"):
+    with pytest.raises(UserError, match="no clouds; expected <class>/train"):
         PointClouds(tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
         PointClouds(tmp_path / "absent")
-    (tmp_path / "clouds.csv").write_text("")
+    (tmp_path / "clouds.rar").write_text("")
     with pytest.raises(UserError, match=r"not one of \.npz"):
-        PointClouds(tmp_path / "clouds.csv")
+        PointClouds(tmp_path / "clouds.rar")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_part_without_meshes_is_named_before_points_are_drawn(tmp_path, part):
     root = write_meshes(tmp_path / "meshes", **{part: 0})
-    with pytest.raises(UserError, match=f"{root}: no meshes in <class>/{part}; put some there"):
+    with pytest.raises(UserError, match=f"{root}: no clouds of part {part}; put some there"):
         ready(root, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -395,7 +520,7 @@ def test_an_archive_of_other_classes_is_refused(tmp_path, local_network, monkeyp
     root = tmp_path / "root"
     expect(monkeypatch, archive(classes=("ant", "cube")))
     local_network.write_bytes(archive(classes=("ant", "cube")))
-    with pytest.raises(UserError, match="expected meshes of bathtub"):
+    with pytest.raises(UserError, match="expected clouds of bathtub"):
         ready(root, download="ModelNet10")
 
 

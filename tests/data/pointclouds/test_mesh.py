@@ -1,4 +1,4 @@
-"""The strict reader of .off files, and points from surfaces."""
+"""Meshes of every format, strictly read, and points from surfaces."""
 
 import gzip
 import shutil
@@ -10,16 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkformer_pl.data.pointclouds.mesh import Mesh, read_off, sample_surface
+from sinkformer_pl.data.pointclouds.formats import read_shape
+from sinkformer_pl.data.pointclouds.mesh import sample_surface
+from sinkformer_pl.data.pointclouds.shape import Shape
 from sinkformer_pl.errors import UserError
 
 SQUARE = "OFF\n4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n3 0 1 2\n3 0 2 3\n"
 
 
-def read(folder: Path, content: str | bytes) -> Mesh:
+def read(folder: Path, content: str | bytes) -> Shape:
     path = folder / "mesh.off"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_off(path)
+    return read_shape(path)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +46,10 @@ def read(folder: Path, content: str | bytes) -> Mesh:
 )  # fmt: skip
 def test_every_spelling_of_a_square_is_read(tmp_path, content):
     mesh = read(tmp_path, content)
-    assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert mesh.points.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert mesh.faces is not None
     assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
-    assert mesh.vertices.dtype == np.float64
+    assert mesh.points.dtype == np.float64
     assert mesh.faces.dtype == np.int64
 
 
@@ -59,10 +62,10 @@ def test_polygons_become_fans_in_the_order_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (SQUARE.replace("1 1 0", "1 nan 0"), "vertex 2 is not finite"),
-        (SQUARE.replace("1 1 0", "1 -2e15 0"), "vertex 2 is further than 1e+15 from the origin"),
-        (SQUARE.replace("1 1 0", "1 -inf 0"), "vertex 2 is not finite"),
-        (SQUARE.replace("1 1 0", "1 1e999 0"), "vertex 2 is not finite"),
+        (SQUARE.replace("1 1 0", "1 nan 0"), "point 2 is not finite"),
+        (SQUARE.replace("1 1 0", "1 -2e15 0"), "point 2 is further than 1e+15 from the origin"),
+        (SQUARE.replace("1 1 0", "1 -inf 0"), "point 2 is not finite"),
+        (SQUARE.replace("1 1 0", "1 1e999 0"), "point 2 is not finite"),
         (SQUARE.replace("1 1 0", "1 x 0"), "not three numbers"),
         (SQUARE.replace("1 1 0", "1 1"), "not three numbers"),
         (
@@ -122,7 +125,7 @@ def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path, content, message):
 def test_a_path_that_is_no_file_is_refused(tmp_path):
     for path in (tmp_path / "absent.off", tmp_path):
         with pytest.raises(UserError, match=str(path)):
-            read_off(path)
+            read_shape(path)
 
 
 @given(
@@ -133,9 +136,9 @@ def test_no_content_gives_anything_but_a_sound_mesh_or_a_user_error(tmp_path_fac
         mesh = read(tmp_path_factory.getbasetemp(), content)
     except UserError:
         return
-    assert np.isfinite(mesh.vertices).all()
+    assert np.isfinite(mesh.points).all()
     assert mesh.faces.min() >= 0
-    assert mesh.faces.max() < len(mesh.vertices)
+    assert mesh.faces.max() < len(mesh.points)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e14])
@@ -143,51 +146,42 @@ def test_size_does_not_decide_whether_there_is_a_surface(tmp_path, scale):
     assert len(read(tmp_path, f"OFF\n3 1 0\n0 0 0\n{scale} 0 0\n0 {scale} 0\n3 0 1 2\n").faces) == 1
 
 
-def reference(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 vertices and faces as torch_geometric reads them."""
-    from torch_geometric.io import read_off
-
-    data = read_off(str(path))
-    assert data.pos is not None
-    assert data.face is not None
-    return data.pos.numpy(), data.face.T.numpy()
-
-
-def in_order(faces: np.ndarray) -> np.ndarray:
-    return faces[np.lexsort(faces.T)]
-
-
 @pytest.mark.slow
-def test_real_files_agree_with_torch_geometric(tmp_path, real_data):
+def test_real_files_have_the_numbers_that_they_are_written_with(tmp_path, real_data):
     files = sorted((real_data / "modelnet_original_off").glob("*.off.gz"))
     assert len(files) > 10
     for file in files:
         path = tmp_path / file.stem
         with gzip.open(file) as packed, path.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
-        (vertices, faces), mesh = reference(path), read_off(path)
-        assert np.array_equal(mesh.vertices.astype(np.float32), vertices), file.name
-        assert np.array_equal(mesh.faces, faces), file.name
+        words = path.read_text().removeprefix("OFF").split()
+        vertices, faces = int(words[0]), int(words[1])
+        numbers = np.array(words[3:], dtype=np.float64)
+        mesh = read_shape(path)
+        assert np.array_equal(mesh.points.ravel(), numbers[: 3 * vertices]), file.name
+        assert np.array_equal(mesh.faces, numbers[3 * vertices :].reshape(faces, 4)[:, 1:]), file.name
 
 
-def test_real_polygons_agree_with_torch_geometric(tmp_path, real_data):
+def test_real_polygons_are_read(tmp_path, real_data):
     shutil.unpack_archive(real_data / "geometric_shapes_raw.zip", tmp_path)
     files = sorted(tmp_path.glob("raw/*/train/*.off"))
     assert len(files) == 40
     for path in files:
-        # torch_geometric puts triangles before halves of quadrangles.
-        assert np.array_equal(in_order(read_off(path).faces), in_order(reference(path)[1])), path.name
+        rows = [line.split() for line in path.read_text().splitlines()]
+        vertices = int(rows[1][0])
+        triangles = sum(int(row[0]) - 2 for row in rows[2 + vertices :] if row)
+        assert len(read_shape(path).faces) == triangles, path.name
 
 
-def uneven() -> Mesh:
+def uneven() -> Shape:
     """Return three triangles in planes z = 0, 1, 2 with areas in proportion 1 : 4 : 9, and one without area."""
     corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
     vertices = np.concatenate([corners * (size + 1) + [0, 0, size] for size in range(3)])
-    return Mesh(vertices, np.array([*np.arange(9).reshape(3, 3), [0, 0, 8]]))
+    return Shape(vertices, np.array([*np.arange(9).reshape(3, 3), [0, 0, 8]]), {"size": vertices[:, 2]})
 
 
 def test_points_are_drawn_in_proportion_to_area_and_evenly_within_a_face():
-    points = sample_surface(uneven(), "name", 28_000).numpy()
+    points = sample_surface(uneven(), 28_000).points
     size = points[:, 2].round().astype(int)
     assert np.allclose(points[:, 2], size, atol=1e-6)
     assert np.allclose(np.bincount(size) / 2000, [1, 4, 9], rtol=0.06)
@@ -199,13 +193,24 @@ def test_points_are_drawn_in_proportion_to_area_and_evenly_within_a_face():
     assert np.allclose(np.bincount(part) / len(part), 0.25, atol=0.015)
 
 
-def test_points_depend_on_the_name_alone_and_leave_the_global_state():
+def test_points_depend_on_the_mesh_alone_and_leave_the_global_state():
     torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    first = sample_surface(uneven(), "a", 50)
+    np.random.seed(1)
+    before, state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    first = sample_surface(uneven(), 50)
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], state)
     torch.manual_seed(2)
-    assert torch.equal(sample_surface(uneven(), "a", 50), first)
-    assert not torch.equal(sample_surface(uneven(), "b", 50), first)
-    assert first.shape == (50, 3)
-    assert first.dtype == torch.float32
+    assert np.array_equal(sample_surface(uneven(), 50).points, first.points)
+    other = uneven()
+    other.points[0] += 0.01
+    assert not np.allclose(sample_surface(other, 50).points, first.points, atol=0.02)
+    assert first.points.shape == (50, 3)
+    assert first.faces is None
+
+
+def test_columns_of_drawn_points_lie_between_those_of_the_corners_and_normals_are_those_of_the_faces():
+    drawn = sample_surface(uneven(), 500)
+    assert np.allclose(drawn.columns["size"], drawn.points[:, 2])
+    normals = np.stack([drawn.columns[name] for name in ("nx", "ny", "nz")], axis=1)
+    assert np.allclose(normals, [0, 0, 1])
