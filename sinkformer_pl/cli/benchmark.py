@@ -23,7 +23,8 @@ from sinkformer_pl.benchmark import (
     measure,
     measure_waiting,
 )
-from sinkformer_pl.cli.option_parser import OptionParser
+from sinkformer_pl.cli.option_parser import OptionParser, at_least
+from sinkformer_pl.cli.settings import read_settings
 from sinkformer_pl.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -39,57 +40,33 @@ def run(argv: Sequence[str]) -> None:
         UserError: an unknown suite, or no checkout in the folder given.
     """
     options = _parse(argv)
-    suites = [name.strip() for name in options.suites.split(",")] if options.suites else []
-    if unknown := set(suites) - {*SUITES, "plans"}:
-        raise UserError(
-            f"--suites {', '.join(sorted(unknown))}: no such suite; there are {', '.join((*SUITES, 'plans'))}"
-        )
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise UserError(f"--json {options.json}: its folder doesn't exist; make it first")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU; leave it out, or install a PyTorch for this machine's")
-    if options.training and options.dtype == "float64":
-        raise UserError("--dtype float64: no training in this precision is timed; give float32, bfloat16 or float16")
     published = Published(options.published) if options.published else None
     torch.set_num_threads(options.threads)
     console = Console() if Console().is_terminal else Console(width=160)
-    machine = _machine(options)
+    machine = (
+        f"{_device(options)}, {options.threads} threads, torch {torch.__version__}, {options.dtype}, "
+        f"{options.repeats} repeats"
+    )
     console.print(machine)
     record: dict[str, object] = {"machine": machine}
-    for suite in (name for name in suites if name in SUITES):
-        results = []
-        for case in SUITES[suite]:
-            try:
-                attend = None if published is None else published.attend
-                results.append(
-                    measure(
-                        case,
-                        repeats=options.repeats,
-                        device=options.device,
-                        dtype=DTYPES[options.dtype],
-                        published=attend,
-                    )
-                )
-            except torch.OutOfMemoryError:
-                # Of a GPU; the other shapes may fit.
-                console.print(f"{case}: the GPU's memory doesn't hold it")
-        if not results:
-            continue
-        console.print(_table(suite, results))
-        record[suite] = [result.as_row() for result in results]
-    if "plans" in suites:
-        for points in (1024, 4096):
-            plans = compare_plans(points=points, n_iters=21, repeats=options.repeats)
-            table = Table(f"plan of {points} x {points}, 21 half-steps, no gradient", "ms")
-            for name, milliseconds in plans.items():
-                table.add_row(name, f"{milliseconds:.1f}")
-            console.print(table)
-            record[f"plans_{points}"] = plans
+    for suite in options.suites:
+        if suite == "plans":
+            record |= _measure_plans(options, console)
+        elif results := _measure_suite(suite, options, published, console):
+            console.print(_table(suite, results))
+            record[suite] = [result.as_row() for result in results]
     if options.training:
         record["steps"], record["waiting"] = _measure_training(options, published, console)
     if options.json:
-        Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        options.json.write_text(json.dumps(record, indent=2), encoding="utf-8")
         console.print(f"results: {options.json}")
+
+
+def _suites(text: str) -> list[str]:
+    suites, known = [name.strip() for name in text.split(",")], [*SUITES, "plans"]
+    if unknown := sorted({*suites} - {*known}):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: no such suite; there are {', '.join(known)}")
+    return suites
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -99,16 +76,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--suites",
+        type=_suites,
         help="of dense, streaming, long, gpu, plans; commas between; by default the first two, on a GPU gpu, and none "
         "with --training",
     )
     parser.add_argument("--training", action="store_true", help="whole training steps, and the wait for data")
-    parser.add_argument("--batch", type=int, help="clouds in a batch, with --training; by default 16, 64 on a GPU")
-    parser.add_argument("--points", type=int, help="points of each, with --training; by default 1000, 1024 on a GPU")
+    parser.add_argument("--batch", type=at_least(1), help="clouds in a batch of --training; by default 16, 64 on a GPU")
+    parser.add_argument("--points", type=at_least(1), help="points of each cloud; by default 1000, 1024 on a GPU")
     parser.add_argument(
-        "--images", type=int, help="images in a batch of ViT-S/16, with --training; by default 0 for none, 256 on a GPU"
+        "--images",
+        type=at_least(0),
+        help="images in a batch of ViT-S/16, with --training; by default 0 for none, 256 on a GPU",
     )
-    parser.add_argument("--image_size", type=int, default=224, help="their side in pixels, a multiple of 16")
+    parser.add_argument("--image_size", type=at_least(16), default=224, help="their side in pixels, a multiple of 16")
     parser.add_argument(
         "--fit",
         action="append",
@@ -116,25 +96,60 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="arguments of a fit whose wait for data is measured, with --training; may be given several times; by "
         "default those of the three configurations that need no files",
     )
-    parser.add_argument("--repeats", type=int, default=15, help="interleaved repeats of each method")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU")
+    parser.add_argument("--repeats", type=at_least(1), default=15, help="interleaved repeats of each method")
+    parser.add_argument("--threads", type=at_least(1), default=2, help="threads of the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=list(DTYPES), help="by default float32, bfloat16 on a GPU")
-    parser.add_argument("--json", help="file to write the results to")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--published", help="folder of a checkout of github.com/michaelsdr/sinkformers, to run against")
     options = parser.parse_args(argv)
     on_gpu = options.device == "cuda"
-    if options.suites is None and not options.training:
-        options.suites = "gpu" if on_gpu else "dense,streaming"
-    for name, here, there in (
-        ("dtype", "float32", "bfloat16"),
-        ("batch", 16, 64),
-        ("points", 1000, 1024),
-        ("images", 0, 256),
-    ):
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU; leave it out, or install a PyTorch for this machine's")
+    defaults = {"dtype": ("float32", "bfloat16"), "batch": (16, 64), "points": (1000, 1024), "images": (0, 256)}
+    defaults["suites"] = ([], []) if options.training else (["dense", "streaming"], ["gpu"])
+    for name, (here, there) in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, there if on_gpu else here)
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise UserError(f"--json {options.json}: its folder doesn't exist; make it first")
+    if options.training and options.dtype == "float64":
+        raise UserError("--dtype float64: no training in this precision is timed; give float32, bfloat16 or float16")
+    if options.image_size % 16:
+        raise UserError(f"--image_size {options.image_size}: give a multiple of 16")
+    if options.training:
+        options.fit = options.fit or [f"--config configs/{name}.yaml" for name in ("pointcloud", "image", "text")]
+        for arguments in options.fit:
+            # What is wrong with them is said before the minutes that the steps take.
+            read_settings("fit", shlex.split(arguments))
     return options
+
+
+def _measure_suite(
+    suite: str, options: argparse.Namespace, published: Published | None, console: Console
+) -> list[Result]:
+    shared = {"repeats": options.repeats, "device": options.device, "dtype": DTYPES[options.dtype]}
+    theirs = None if published is None else published.attend
+    results = []
+    for case in SUITES[suite]:
+        try:
+            results.append(measure(case, published=theirs, **shared))
+        except torch.OutOfMemoryError:
+            # Of a GPU; the other shapes may fit.
+            console.print(f"{case}: the GPU's memory doesn't hold it")
+    return results
+
+
+def _measure_plans(options: argparse.Namespace, console: Console) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for points in (1024, 4096):
+        plans = compare_plans(points=points, n_iters=21, repeats=options.repeats)
+        table = Table(f"plan of {points} x {points}, 21 half-steps, no gradient", "ms")
+        for name, milliseconds in plans.items():
+            table.add_row(name, f"{milliseconds:.1f}")
+        console.print(table)
+        found[f"plans_{points}"] = plans
+    return found
 
 
 def _measure_training(
@@ -151,7 +166,7 @@ def _measure_training(
         steps += [replace(step, name=f"ViT-S/16, {step.name}") for step in images]
     table = Table("fit", "workers", "ms a step", "waiting for data")
     found = []
-    for arguments in options.fit or [f"--config configs/{name}.yaml" for name in ("pointcloud", "image", "text")]:
+    for arguments in options.fit:
         for workers in (0, 2):
             waiting = measure_waiting(shlex.split(arguments), workers=workers)
             table.add_row(waiting.arguments, str(workers), f"{waiting.ms:.1f}", f"{waiting.share:.1%}")
@@ -173,11 +188,6 @@ def _device(options: argparse.Namespace) -> str:
     return torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
 
 
-def _machine(options: argparse.Namespace) -> str:
-    threads, repeats = f"{options.threads} threads", f"{options.repeats} repeats"
-    return f"{_device(options)}, {threads}, torch {torch.__version__}, {options.dtype}, {repeats}"
-
-
 def _table(suite: str, results: Sequence[Result]) -> Table:
     first = results[0]
     columns = ("heads", "Q x K", "n_iters", f"{first.peer} ms", "Sinkhorn ms", "ratio", "quartiles", "counted")
@@ -186,18 +196,18 @@ def _table(suite: str, results: Sequence[Result]) -> Table:
     table = Table(*columns, *others, title=title)
     for result in results:
         case = result.case
-        ratios = (result.softmax_counted, result.cudnn)
         table.add_row(
             str(case.heads),
             f"{case.queries} x {case.keys}",
             str(case.n_iters),
-            f"{result.softmax_ms:.2f}",
-            f"{result.sinkhorn_ms:.2f}",
-            f"{result.ratio:.2f}",
+            *_figures(2, result.softmax_ms, result.sinkhorn_ms, result.ratio),
             "{:.2f}-{:.2f}".format(*result.quartiles),
-            f"{result.counted:.2f}",
-            *("-" if value is None else f"{value:.2f}" for value in ratios),
-            *("-" if value is None else f"{value:.1f}" for value in (result.naive, result.published)),
-            *("-" if value is None else f"{value:.0f}" for value in (result.peak_mb, result.softmax_peak_mb)),
+            *_figures(2, result.counted, result.softmax_counted, result.cudnn),
+            *_figures(1, result.naive, result.published),
+            *_figures(0, result.peak_mb, result.softmax_peak_mb),
         )
     return table
+
+
+def _figures(digits: int, *values: float | None) -> list[str]:
+    return ["-" if value is None else f"{value:.{digits}f}" for value in values]

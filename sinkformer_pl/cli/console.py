@@ -21,9 +21,11 @@ REMEDIES = {
     "Early stopping conditioned on metric": "give another monitor",
     "DataLoader worker (pid": "it may have lacked memory: lower data.num_workers or data.batch_size",
     "SparseAdam does not support dense gradients": "give another optimizer",
+    "You set `--ntasks=": "in an interactive allocation, set SLURM_JOB_NAME=interactive",
+    "The server socket has failed to listen": "another process has this port: set MASTER_PORT to another",
     "CUDA out of memory": "lower data.batch_size, with trainer.accumulate_grad_batches for the same steps",
 }
-"""Remedies of errors in the course of a run, by the beginnings of the messages of Lightning and PyTorch."""
+"""Remedies of errors of Lightning and PyTorch, by the beginnings of their messages."""
 
 
 def raise_with_remedy(error: RuntimeError) -> None:

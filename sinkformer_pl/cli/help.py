@@ -9,6 +9,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sinkformer_pl.cli.layers import split_off
 from sinkformer_pl.cli.settings import RunSettings, read_settings
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.run_folder import DEFAULT_ROOT
 
@@ -45,6 +46,8 @@ def print_asked_for(command: str, argv: Sequence[str]) -> bool:
             help_parser(command).parse_args([flag, *filter(None, names)])
     if "--print_config" not in flags:
         return False
+    if wrong := [argument for argument in argv if argument.startswith("--print_config=")]:
+        raise UserError(f"{wrong[0]}: it takes no flags here, and prints every value; give --print_config alone")
     settings = read_settings(command, [argument for argument in argv if argument != "--print_config"])
     print(yaml.safe_dump(settings.plain(), sort_keys=False), end="")
     return True

@@ -5,6 +5,7 @@ arguments one by one. Arguments of a replaced class go to "replaced", where the 
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -82,9 +83,9 @@ def read_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         flag, equals, value = argument.partition("=")
         if argument.endswith((".yaml", ".yml")) and not argument.startswith("-"):
             raise UserError(f"{argument}: a configuration is given by --config {argument}")
-        if not flag.startswith("-"):
+        if not flag.startswith("--"):
             raise UserError(f"{argument}: options begin with --, and each has one value")
-        flags.append((flag.lstrip("-"), value if equals else _following(rest, flag)))
+        flags.append((flag[2:], value if equals else _following(rest, flag)))
     for name in LISTS:
         if [flag for flag, _ in flags].count(name) > 1:
             raise UserError(f"--{name} stands there twice, of which the last would count; add with --{name}+=VALUE")
@@ -122,7 +123,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         UserError: it is missing, broken, empty or no mapping; names file and line.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         beside = [str(other) for other in sorted(Path(path).parent.glob("*.yaml"))]
         raise UserError(
@@ -252,8 +253,16 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, key)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the last one would count without a word."""
+def from_home(text: str) -> str:
+    """Write out the ~ at the beginning of a path; a lone ~ is YAML's null."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, as the last one would count without a word, and ~/ is home."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        return from_home(super().construct_scalar(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

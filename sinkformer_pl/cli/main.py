@@ -4,12 +4,14 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 
+from sinkformer_pl.cli.layers import from_home
 from sinkformer_pl.cli.processes import first_to_fail, together
 from sinkformer_pl.errors import RunError, UserError
 
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: after one line on stderr: 2 when the arguments or files are at fault, 1 when a run was cut off.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_from_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Names of classes have letters that not every terminal shows.
@@ -61,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with together() if argv[:1] and argv[0] in TRAINING_COMMANDS else nullcontext():
         try:
             _dispatch(argv)
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             line = _for_users(error)
             if first_to_fail():
@@ -68,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                     raise
                 print(f"error: {line}", file=sys.stderr)
             raise SystemExit(1 if line is None or isinstance(error, RunError) else 2) from None
+
+
+def _from_home(argument: str) -> str:
+    """Write out the ~ of a path, which a shell does, but not behind `=`."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return flag + equals + from_home(value)
 
 
 def _for_users(error: Exception) -> str | None:

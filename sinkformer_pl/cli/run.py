@@ -1,6 +1,8 @@
 """Run fit, validate, test or predict: build data, task and trainer, check them before anything is written, start."""
 
 import contextlib
+import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -298,9 +300,12 @@ class Run:
 
 def _seed(settings: Settings) -> None:
     seed = settings.run["seed_everything"]
+    if seed is True:
+        # A process that Lightning launched has the seed of the first.
+        launched = "LOCAL_RANK" in os.environ and os.environ.get("PL_GLOBAL_SEED")
+        seed = int(launched or secrets.randbelow(2**32))
     if seed is not False:
-        drawn = pl.seed_everything(None if seed is True else seed, workers=True)
-        settings.run = settings.run.with_argument("seed_everything", drawn)
+        settings.run = settings.run.with_argument("seed_everything", pl.seed_everything(seed, workers=True))
 
 
 def _make_task(spec: Spec, data: pl.LightningDataModule) -> pl.LightningModule:
@@ -324,6 +329,9 @@ def refusals_of_classes(prefix: str = "") -> Iterator[None]:
         yield
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
         raise UserError(prefix + " ".join(str(root_cause(error)).split("\n"))) from error
+    except RuntimeError as error:
+        raise_with_remedy(error)
+        raise
 
 
 def root_cause(error: BaseException) -> BaseException:

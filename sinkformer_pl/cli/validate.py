@@ -24,6 +24,9 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import abstract, describe, import_class, public_path
 from sinkformer_pl.normalizations import AttentionNormalization, registered
 
+SURE = 0.7
+"""Least likeness, up to 1, of a key that may have been meant; a worse guess misleads."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -270,11 +273,12 @@ def _describe_unknown(error: _UnknownKeyError, layers: Layers, root: type) -> st
     by_name: dict[str, str] = {}
     for key in keys:
         by_name.setdefault(key.rpartition(".")[2], key)
-    if last in by_name:
-        meant = closest(error.key, [key for key in keys if key.rpartition(".")[2] == last], least=0)
-    else:
-        siblings = [_join(head, name) for name in valid]
-        meant = closest(error.key, siblings) or closest(error.key, keys) or by_name.get(closest(last, by_name) or "")
+    starting = [key for key in keys if key.startswith(f"{error.key}_")]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+    meant = closest(error.key, starting or elsewhere, least=0)
+    if meant is None:
+        sibling = closest(last, valid, SURE)
+        meant = by_name.get(closest(last, by_name, SURE) or "") if sibling is None else _join(head, sibling)
     question = f"; did you mean {meant}?" if meant else ""
     if error.place.fixed:
         return f"{layers.source(error.key)}{error.key}: no such option{question}"

@@ -40,6 +40,8 @@ def require_name(name: str) -> None:
     """Raise a UserError unless a name can be that of a folder under the root."""
     if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
         raise UserError(f"name {name!r}: give the name of one folder, without slashes")
+    if len(name.encode()) > 200:
+        raise UserError(f"name {name[:20]!r}...: it is longer than a folder's may be; give one of at most 200 letters")
 
 
 def find_checkpoint(wanted: str, root: Path, name: str) -> Path:

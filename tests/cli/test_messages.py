@@ -2,6 +2,7 @@
 
 import pickle
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,6 +117,16 @@ from sinkformer_pl.training.checkpoint_file import save_file
             ["--trainer.max_epochs", "null", "--trainer.max_time", "00:00:00:01"],
             ["model.schedule WarmupCosine: it spans all steps of the training, whose number isn't known"],
         ),
+        (["--seed", "3"], ["seed: no such option; did you mean seed_everything?"]),
+        (["--model.lr", "3"], ["did you mean model.optimizer.lr?"]),
+        (["--model.num_heads", "3"], ["did you mean model.backbone.num_heads?"]),
+        (["--n_iters", "3"], ["did you mean model.normalization.n_iters?"]),
+        (["-name", "x"], ["-name: options begin with --"]),
+        (["--data.train_size"], ["--data.train_size needs a value"]),
+        (["--name", "a" * 300], ["name 'aaa", "at most 200"]),
+        (["--data", "PointClouds", "--data.root=~/nowhere"], [str(Path("~/nowhere").expanduser())]),
+        (["--config=~/nowhere.yaml"], [f"{Path('~/nowhere.yaml').expanduser()}: no such file"]),
+        (["--print_config=skip_null"], ["--print_config=skip_null", "give --print_config alone"]),
         (["--trainer.num_nodes", "2"], ["trainer.num_nodes 2: this is one machine; start it by torchrun"]),
     ],
 )
@@ -176,6 +187,8 @@ CODE = "{class_path: os.system, init_args: {command: touch owned}}"
         ("name: a\nname: b", ["wrong.yaml, line 1", "twice"]),
         ("plugins: 3", ["plugins 3"]),
         ("data: {init_args: &a {batch_size: 32, self: *a}}", ["wrong.yaml: more than 10,000 values, or aliases"]),
+        ("data: {class_path: PointClouds, init_args: {root: ~/nowhere}}", [str(Path("~/nowhere").expanduser())]),
+        ("model: {optimiser: {class_path: Adam}}", ["model.optimiser", "did you mean model.optimizer?"]),
         ("data: {class_path: Digits, batch_size: 3}", ["its arguments stand beside class_path; put them under init"]),
         (
             "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/los}}]}",
@@ -319,6 +332,52 @@ def test_wrong_options_of_other_commands(fail):
     assert "--nope" in fail("normalizations", "--nope")
     assert "--repeats" in fail("benchmark", "--repeats", "x")
     assert "nowhere/x.json" in fail("benchmark", "--suites", "plans", "--json", "nowhere/x.json")
+    for option in ("--repeats", "--threads", "--batch", "--points"):
+        assert f"{option} 0: give 1 or more" in fail("benchmark", "--training", option, "0")
+    assert "--image_size 20: give a multiple of 16" in fail("benchmark", "--training", "--image_size", "20")
+    # Before the minutes that steps take, not after them.
+    assert "foo: options begin with --" in fail("benchmark", "--training", "--fit", "foo")
+
+
+INTERRUPTED = """
+import _thread, builtins, runpy, sys
+original, done = builtins.__import__, []
+def interrupt_at_torch(name, *arguments, **named):
+    if name == "torch" and not done:
+        done.append(name)
+        _thread.interrupt_main()
+    return original(name, *arguments, **named)
+builtins.__import__ = interrupt_at_torch
+runpy.run_module("sinkformer_pl", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("command", ["fit", "benchmark"])
+def test_an_interrupt_before_anything_runs_is_a_line(command, tmp_path):
+    argv = [sys.executable, "-c", INTERRUPTED, command]
+    found = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (130, "stopped by SIGINT\n")
+
+
+def test_tasks_of_an_interactive_allocation(tiny, run, monkeypatch, capfd):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    with pytest.raises(SystemExit):
+        run("fit", "--config", tiny)
+    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "--ntasks=4" in line
+    assert "SLURM_JOB_NAME=interactive" in line
+
+
+def test_a_seed_that_is_drawn_is_kept(tiny, run, tmp_path, monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    seeds = []
+    for number in range(2):
+        run("fit", "--config", tiny, "--seed_everything", "true", "--trainer.max_steps", "1")
+        config = tmp_path / f"runs/tiny/version_{number}/config.yaml"
+        seeds.append(yaml.safe_load(config.read_text())["seed_everything"])
+    assert seeds[0] != seeds[1]
+    assert all(type(seed) is int for seed in seeds)
 
 
 BLOWN_UP = """
