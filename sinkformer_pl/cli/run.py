@@ -167,7 +167,7 @@ class Run:
             last.append(RequireFinite())
         if self.fitting and not given["fast_dev_run"]:
             last.append(StepCosts(self.folder))
-        if self.fitting and given["logger"]:
+        if self.fitting and given["logger"] and not any(isinstance(c, LearningRateMonitor) for c in chosen):
             last.append(LearningRateMonitor())
         if self.fitting and given["enable_checkpointing"] is not False and not given["fast_dev_run"]:
             path = self.folder / CHECKPOINTS / "last.ckpt"

@@ -28,6 +28,7 @@ from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, im
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
+from sinkformer_pl.training.step_count import steps_left
 
 STEPS_KEY = "sinkformer_pl_steps"
 
@@ -208,19 +209,12 @@ class Classifier(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(self.parameters(), **implementation(self.hparams["optimizer"], self.trainer))
-        before, estimate = self._steps, self.trainer.estimated_stepping_batches
-        steps = max(int(estimate), 1) if math.isfinite(estimate) else None
-        if steps is None:
+        # The data of the training are set up by this.
+        if not 0 <= self.trainer.estimated_stepping_batches < math.inf:
             self.require_constant_rate()
-        self._steps = steps
-        if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
-            rank_zero_info(
-                f"the learning rate continues as in a training of {steps} steps; up to the checkpoint it was that of "
-                f"one of {before} steps, so that it jumps and the result is that of neither"
-            )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule(min(step / steps, 1.0) if steps else 0.0)
-        )
+        if self.trainer.ckpt_path is None:
+            self._steps = None
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
@@ -236,6 +230,20 @@ class Classifier(pl.LightningModule):
             Precision.clip_gradients(self.trainer.precision_plugin, optimizer, gradient_clip_val, algorithm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _factor(self, step: int) -> float:
+        """Return the factor on the rate after some steps; how many there will be is counted anew at each."""
+        if step == 0:
+            return self.schedule(0.0)
+        left, before = steps_left(self.trainer), self._steps
+        self._steps = steps = None if left is None else step + left
+        if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
+            since = "now" if self.trainer.ckpt_path is None else "the checkpoint"
+            rank_zero_info(
+                f"the learning rate continues as in a training of {steps} steps; up to {since} it was that of one of "
+                f"{before} steps, so that it jumps and the result is that of neither"
+            )
+        return self.schedule(step / steps if steps else 0.0)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from sinkformer_pl.training.csv_file import CSVFile
 class MetricsCSV(Logger):
     """Log to `metrics.csv` in a folder, a row at a time; rows of an earlier part of the same run stay.
 
+    What is logged again at the same step is one row: Lightning logs a rate at each of the batches that make a step.
     Columns are sorted by name, `step` and `epoch` among them. Hyper-parameters go to `hparams.yaml`.
 
     Args:
@@ -27,6 +28,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.folder = folder
         self._file: CSVFile | None = None
+        self._of_step: list[dict[str, Any]] = []
 
     @property
     @override
@@ -53,7 +55,11 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
-        self.file.append([{**values, "step": self.file.length if step is None else step}])
+        row = {**values, "step": self.file.length if step is None else step}
+        self._of_step = [before for before in self._of_step if before["step"] == row["step"]]
+        if row not in self._of_step:
+            self._of_step.append(row)
+            self.file.append([row])
 
     @override
     @rank_zero_only

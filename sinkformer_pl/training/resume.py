@@ -26,6 +26,9 @@ class ResumeState(pl.Callback):
     torchmetrics have counted. What Lightning averages over an epoch by itself (`self.log(..., on_epoch=True)`) isn't
     kept: it starts over in an epoch that is resumed.
 
+    Where a callback, such as GradientAccumulationScheduler, has changed `trainer.accumulate_grad_batches` as an epoch
+    started, that is kept for the rest of the epoch, whose start isn't called again.
+
     It comes before other callbacks, since it mends the step that they log.
     """
 
@@ -34,6 +37,11 @@ class ResumeState(pl.Callback):
         self._loaded: dict[str, Any] | None = None
         self._position: dict[str, Any] = {"batch": 0}
         self._resumed = False
+        self._parts = 1
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._parts = trainer.accumulate_grad_batches
 
     @override
     def on_save_checkpoint(
@@ -44,7 +52,9 @@ class ResumeState(pl.Callback):
         if dist.is_available() and dist.is_initialized():
             dist.all_gather_object(ranks, mine)
         batch = lightning_state.save_position(checkpoint, trainer)
-        checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), "ranks": ranks}
+        parts = trainer.accumulate_grad_batches
+        changed = {} if parts == self._parts else {"parts": parts}
+        checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), **changed, "ranks": ranks}
 
     @override
     def on_load_checkpoint(
@@ -90,12 +100,17 @@ class ResumeState(pl.Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._kept = None
+        if "parts" in self._position:
+            # A callback that changes it does so at each start of an epoch.
+            trainer.accumulate_grad_batches = self._parts
+            self._position = {"batch": 0}
 
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._resumed:
+            self._resume_parts(trainer)
             lightning_state.correct_counts_at_batch(trainer, pl_module)
             self._resumed = False
         self._restore(pl_module)
@@ -104,6 +119,7 @@ class ResumeState(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if self._resumed:
+                self._resume_parts(trainer)
                 lightning_state.correct_counts_at_validation(trainer, pl_module)
             self._restore(pl_module)
             self._kept = _states(pl_module)
@@ -117,6 +133,10 @@ class ResumeState(pl.Callback):
         self._restore(pl_module)
         if lightning_state.ends_within_epoch(trainer):
             self._kept = _states(pl_module)
+
+    def _resume_parts(self, trainer: pl.Trainer) -> None:
+        if self._position["batch"] and "parts" in self._position:
+            trainer.accumulate_grad_batches = self._position["parts"]
 
     def _restore(self, module: pl.LightningModule) -> None:
         if self._loaded is not None:

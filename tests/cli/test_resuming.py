@@ -259,6 +259,29 @@ def test_a_log_that_goes_on_forgets_what_came_after_the_checkpoint(tmp_path):
     assert not path.exists()
 
 
+def test_what_is_logged_twice_at_a_step_is_one_row(tmp_path):
+    logger = MetricsCSV(tmp_path)
+    for metrics in ({"rate": 1.0}, {"loss": 2.0}, {"rate": 1.0}, {"rate": 3.0}):
+        logger.log_metrics(metrics, step=0)
+    logger.log_metrics({"rate": 1.0}, step=1)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [(row["rate"], row["loss"], row["step"]) for row in rows] == [
+        ("1.0", "", "0"),
+        ("", "2.0", "0"),
+        ("3.0", "", "0"),
+        ("1.0", "", "1"),
+    ]
+
+
+def test_a_monitor_of_rates_of_the_users_own_takes_the_place_of_ours(tiny, run, tmp_path):
+    own = ["--trainer.callbacks", "LearningRateMonitor", "--trainer.callbacks.log_momentum", "true"]
+    run("fit", "--config", tiny, *own, "--trainer.log_every_n_steps", "1")
+    rows = list(csv.DictReader((tmp_path / "runs/tiny/version_0/metrics.csv").open()))
+    rates = [row for row in rows if row["lr-AdamW"]]
+    assert [row["step"] for row in rates] == ["0", "1"]
+    assert all(row["lr-AdamW-momentum"] == "0.9" for row in rates)
+
+
 def test_signals_are_handled_only_within_and_only_in_the_main_thread(monkeypatch):
     before = signal.getsignal(signal.SIGUSR1)
     signals = StopSignals()

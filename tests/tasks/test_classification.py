@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 from torch import nn
 
@@ -109,6 +110,81 @@ def test_schedule_follows_the_steps_of_the_whole_training(schedule, rates):
     assert len(seen) == 24
     for step, factor in rates.items():
         assert seen[2 * step] == pytest.approx(2.0 * factor, rel=1e-6), step
+
+
+class Changing(pl.Callback):
+    """A callback of a user that changes, as the second epoch starts, how many steps there will be."""
+
+    def __init__(self, parts=1, epochs=3):
+        self.parts, self.epochs = parts, epochs
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.accumulate_grad_batches, trainer.fit_loop.max_epochs = self.parts, self.epochs
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Six batches, whose number nobody knows."""
+
+    def __iter__(self):
+        return (Batch(torch.randn(4, 9, 3), None, torch.arange(4), torch.arange(4)) for _ in range(6))
+
+
+class Rates(pl.Callback):
+    """The rate of each optimizer step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def rates_of(*callbacks, data=None, **arguments):
+    rates = Rates()
+    optimizer = partial(torch.optim.SGD, lr=2.0)
+    model = Classifier(SMALL, Softmax, 12, optimizer=optimizer, schedule=WarmupCosine)
+    arguments = {"max_epochs": 3, "limit_val_batches": 0, **arguments}
+    trainer(callbacks=[*callbacks, rates], **arguments).fit(model, shapes(batch_size=16) if data is None else data)
+    return rates.seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        # Six batches an epoch.
+        ({}, 18),
+        ({"accumulate_grad_batches": 4}, 6),
+        ({"accumulate_grad_batches": 4, "max_steps": 5}, 5),
+        ({"scheduling": {0: 2, 1: 1}}, 15),
+        ({"scheduling": {0: 4}}, 6),
+        ({"scheduling": {1: 4, 2: 3}}, 10),
+        ({"scheduling": {1: 4}, "max_steps": 7}, 7),
+        ({"limit_train_batches": 0.5, "scheduling": {1: 2}}, 7),
+        ({"max_steps": 5, "max_epochs": -1, "data": torch.utils.data.DataLoader(Stream(), batch_size=None)}, 5),
+    ],
+)
+def test_the_schedule_spans_the_steps_that_are_taken(arguments, steps):
+    scheduling = arguments.get("scheduling")
+    more = [] if scheduling is None else [GradientAccumulationScheduler(dict(scheduling))]
+    found = rates_of(*more, **{name: value for name, value in arguments.items() if name != "scheduling"})
+    assert found == pytest.approx([2.0 * WarmupCosine()(step / steps) for step in range(steps)])
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"), [(Changing(parts=3), 10), (Changing(epochs=2), 12), (Changing(epochs=5), 30)]
+)
+def test_a_change_of_the_number_of_steps_in_the_course_of_a_training_is_followed_and_said(change, steps, caplog):
+    with caplog.at_level("INFO"):
+        found = rates_of(change)
+    assert found[:6] == pytest.approx([2.0 * WarmupCosine()(step / 18) for step in range(6)])
+    assert found[7:] == pytest.approx([2.0 * WarmupCosine()(step / steps) for step in range(7, steps)])
+    assert caplog.text.count(f"continues as in a training of {steps} steps; up to now it was that of one of 18") == 1
+
+
+def test_a_schedule_over_data_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="WarmupCosine: it spans all steps of the training, whose number isn't known"):
+        rates_of(data=torch.utils.data.DataLoader(Stream(), batch_size=None))
 
 
 class Mean(Backbone):

@@ -227,6 +227,21 @@ def test_validations_that_count_over_epochs_stay_where_they_are(tmp_path):
     place.require_equal("killed", 7)
 
 
+def test_another_accumulation_in_each_epoch_goes_on_bit_for_bit(tmp_path):
+    """Of five batches, steps of two, two and one in the first epoch, of three and two in the second."""
+    accumulation = {"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {0: 2, 1: 3, 2: 1}}}
+    trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", accumulation], "log_every_n_steps": 1}
+    place = Place(tmp_path, {**POINTS, "trainer": trainer})
+    place.fit("alone")
+    assert place.last("alone")["global_step"] == 3 + 2 + 5
+    place.fit("killed", "--checkpoint_every", "1", strike="train 4 KILL", status=-signal.SIGKILL)
+    place.fit("killed", "--ckpt_path", "last")
+    assert json.loads((place.run("killed") / "fit.json").read_text())["resumed"] == [1]
+    assert differences(place.run("alone"), place.run("killed")) == []
+    rows = (place.run("alone") / "metrics.csv").read_text().splitlines()
+    assert len(set(rows)) == len(rows)
+
+
 def test_callbacks_that_draw_numbers_or_average_weights_go_on_bit_for_bit(tmp_path):
     average = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}
     trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", "witness.Noise", average]}
