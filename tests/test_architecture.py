@@ -11,6 +11,7 @@ PACKAGE = Path(sinkformer_pl.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "batch": set(),
+    "tables": set(),
     "factories": {"errors"},
     "training": {"errors"},
     "ops": set(),
@@ -22,8 +23,8 @@ MAY_IMPORT = {
     "diagnostics": {"models", "normalizations", "ops", "errors"},
     "testing": {"normalizations", "ops", "errors"},
     "benchmark": {"models", "normalizations", "ops", "errors"},
-    "flows": {"ops", "errors"},
-    "comparison": {"training", "normalizations", "errors", "factories"},
+    "flows": {"ops", "errors", "tables"},
+    "comparison": {"training", "errors", "factories", "tables"},
     "cli": {
         "batch",
         "benchmark",

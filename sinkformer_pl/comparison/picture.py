@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -24,7 +23,6 @@ def draw(results: Sequence[Result], metric: str, path: Path) -> None:
     """
     labels = list(dict.fromkeys(run.trial.arm.label for run in results))
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     losses, accuracies, tests = figure.subplots(1, 3)
     for axes, name in ((losses, "train/loss"), (accuracies, "val/accuracy")):
         for number, label in enumerate(labels):

@@ -1,16 +1,17 @@
 """Write the tables and the picture of a comparison. Every run is in them."""
 
-import csv
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from sinkformer_pl.comparison.picture import draw
 from sinkformer_pl.comparison.results import Result
+from sinkformer_pl.tables import markdown_table, write_csv
 from sinkformer_pl.training.curves import CURVES
 
 CONFIDENCE = 0.95
@@ -149,33 +150,29 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _write_runs(results: Sequence[Result], path: Path) -> None:
     metrics = sorted({name for run in results for name in run.metrics})
     best = sorted({name for run in results for name in run.best})
-    columns = ("normalization", "seed", "status", *metrics, *(f"best {name}" for name in best))
-    costs = ("seconds_per_step", "waiting", "peak_mb", "folder")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, *costs])
-        for run in results:
-            row = [run.trial.arm.label, run.trial.seed, run.status, *(run.metrics.get(name) for name in metrics)]
-            row += [run.best.get(name) for name in best]
-            writer.writerow([*row, run.seconds_per_step, run.waiting, run.peak_mb, run.trial.folder])
+    columns = ["normalization", "seed", "status", *metrics, *(f"best {name}" for name in best)]
+    rows: list[list[Any]] = []
+    for run in results:
+        measured = [*map(run.metrics.get, metrics), *map(run.best.get, best)]
+        costs = [run.seconds_per_step, run.waiting, run.peak_mb]
+        rows.append([run.trial.arm.label, run.trial.seed, run.status, *measured, *costs, run.trial.folder])
+    write_csv(path, [*columns, "seconds_per_step", "waiting", "peak_mb", "folder"], rows)
 
 
 def _write_curves(results: Sequence[Result], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["normalization", "seed", "epoch", *CURVES])
-        for run in results:
-            epochs = sorted({epoch for curve in run.curves.values() for epoch in curve})
-            for epoch in epochs:
-                values = [run.curves.get(name, {}).get(epoch) for name in CURVES]
-                writer.writerow([run.trial.arm.label, run.trial.seed, epoch, *values])
+    rows: list[list[Any]] = []
+    for run in results:
+        for epoch in sorted({epoch for curve in run.curves.values() for epoch in curve}):
+            values = [run.curves.get(name, {}).get(epoch) for name in CURVES]
+            rows.append([run.trial.arm.label, run.trial.seed, epoch, *values])
+    write_csv(path, ["normalization", "seed", "epoch", *CURVES], rows)
 
 
 def _markdown(results: Sequence[Result], metric: str, command: str, machine: str) -> str:
     lowest = lower_is_better(metric)
     unit = "" if lowest else ", %"
     lines = [f"    {command}", "", machine, "", f"{metric}{unit}, of the checkpoint that is best on validation:", ""]
-    lines += _table(
+    lines += markdown_table(
         ("normalization", "runs", "best", "median", "mean", "worst", "std", "ms/step", "peak MiB"),
         [
             (
@@ -190,12 +187,12 @@ def _markdown(results: Sequence[Result], metric: str, command: str, machine: str
     )
     if pairs := differences(results, metric):
         lines += ["", f"{FAIRNESS} Seed by seed:", ""]
-        lines += _table(
+        lines += markdown_table(
             ("difference", "pairs", "mean", "95% interval of the mean", "higher / equal / lower"),
             [_difference(pair, lowest) for pair in pairs],
         )
     lines += ["", "Every run:", ""]
-    lines += _table(
+    lines += markdown_table(
         ("normalization", "seed", "status", metric, "best val/accuracy", "ms/step", "waiting for data", "peak MiB"),
         [
             (
@@ -224,10 +221,6 @@ def _difference(pair: Difference, lowest: bool) -> tuple[str, ...]:
         " to ".join(ends) or "-",
         " / ".join(map(str, signs)),
     )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def _count(summary: Summary) -> str:

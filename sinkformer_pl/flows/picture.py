@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
@@ -21,7 +20,7 @@ OWN: dict[str, Kernel] = {"F0": "exponential", "Finf": "sinkhorn"}
 
 def draw_trajectories(flows: Sequence[Flow], path: Path) -> None:
     """Draw where particles go, a panel for each kernel."""
-    figure = _figure(11, 3.9)
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
     panels = figure.subplots(1, len(flows), sharex=True, sharey=True)
     for axes, flow in zip(panels, flows, strict=True):
         lines = LineCollection(list(flow.path.transpose(0, 1).numpy()), colors=COLOURS[flow.kernel], linewidths=0.8)
@@ -50,7 +49,7 @@ def draw_trajectories(flows: Sequence[Flow], path: Path) -> None:
 
 def draw_energies(flows: Sequence[Flow], path: Path) -> None:
     """Draw both functionals along all flows, that of the functional's own kernel thick."""
-    figure = _figure(9, 3.3)
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, 2), ENERGY_LABELS.items(), strict=True):
         for flow in flows:
             own = flow.kernel == OWN[name]
@@ -70,7 +69,7 @@ def draw_energies(flows: Sequence[Flow], path: Path) -> None:
 
 def draw_heat(heat: Heat, settings: HeatSettings, path: Path) -> None:
     """Draw particles over the solution of the heat equation, and the errors against epsilon."""
-    figure = _figure(13, 3.8)
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     density, drift, distance = figure.subplots(1, 3)
     _density(density, heat, settings)
     _drift(drift, heat, settings)
@@ -102,25 +101,19 @@ def _density(axes: Axes, heat: Heat, settings: HeatSettings) -> None:
 
 
 def _drift(axes: Axes, heat: Heat, settings: HeatSettings) -> None:
-    names = {("softmax", "dot"): "softmax, dot products: diverges"}
-    markers = {("softmax", "dot"): "x"}
     epsilons = sorted(settings.drift_epsilons)
     for (kernel, cost), errors in heat.drift_errors.items():
-        label = names.get((kernel, cost)) or f"{LABELS[kernel]}, L2: order {heat.drift_order(kernel):.2f}"
+        label, marker, line = f"{LABELS[kernel]}, L2: order {heat.drift_order(kernel):.2f}", "o", "-"
+        if cost == "dot":
+            label, marker, line = "softmax, dot products: diverges", "x", "--"
         exact = [
             drift_error(kernel, settings.std, epsilon, gaussian_slope(kernel, cost, settings.std, epsilon))
             for epsilon in epsilons
         ]
-        line = "--" if cost == "dot" else "-"
         axes.plot(epsilons, exact, color=COLOURS[kernel], linewidth=1, linestyle=line)
-        axes.plot(
-            list(errors), list(errors.values()), markers.get((kernel, cost), "o"), color=COLOURS[kernel], label=label
-        )
-    _logarithmic(axes, epsilons)
-    axes.set_ylabel("relative error")
-    axes.set_title(f"drift of N(0, {settings.std:g}²): points on a grid, lines exact", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+        axes.plot(list(errors), list(errors.values()), marker, color=COLOURS[kernel], label=label)
+    title = f"drift of N(0, {settings.std:g}²): points on a grid, lines exact"
+    _against_epsilon(axes, epsilons, "relative error", title)
 
 
 def _distance(axes: Axes, heat: Heat) -> None:
@@ -133,20 +126,13 @@ def _distance(axes: Axes, heat: Heat) -> None:
     epsilons, middle = sorted(largest), sorted(largest)[len(largest) // 2]
     guide = [1.5 * largest[middle] * epsilon / middle for epsilon in epsilons]
     axes.plot(epsilons, guide, color="0.5", linewidth=1, linestyle=":", label="slope 1")
-    _logarithmic(axes, epsilons)
-    axes.set_ylabel("W₂ distance (unit of x)")
-    axes.set_title("Sinkhorn particles: distance from the solution", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    _against_epsilon(axes, epsilons, "W₂ distance (unit of x)", "Sinkhorn particles: distance from the solution")
 
 
-def _logarithmic(axes: Axes, epsilons: Sequence[float]) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="ε (unit of x²)")
+def _against_epsilon(axes: Axes, epsilons: Sequence[float], label: str, title: str) -> None:
+    axes.set(xscale="log", yscale="log", xlabel="ε (unit of x²)", ylabel=label)
+    axes.set_title(title, fontsize=10)
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons], fontsize="small")
     axes.minorticks_off()
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")

@@ -1,11 +1,12 @@
 """The tables and the pictures of a study."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sinkformer_pl.flows.picture import LABELS, draw_energies, draw_heat, draw_trajectories
 from sinkformer_pl.flows.study import Flow, Heat, HeatSettings
+from sinkformer_pl.tables import markdown_table, write_csv
 
 FILES = ("trajectories.png", "energies.png", "heat.png", "flow.csv", "heat.csv", "flow.md")
 """What a study writes."""
@@ -36,29 +37,27 @@ def write_flows(flows: Sequence[Flow], heat: Heat, settings: HeatSettings, *, fo
 
 
 def _write_flows(flows: Sequence[Flow], path: Path) -> None:
-    energies = [f"{name} at the {end}" for name in flows[0].energies for end in ("start", "end")]
     distances = [f"distance from -grad {name}" for name in flows[0].distances]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["kernel", "jacobian asymmetry", *distances, "column error", *energies])
-        for flow in flows:
-            ends = [float(values[place]) for values in flow.energies.values() for place in (0, -1)]
-            writer.writerow([flow.kernel, flow.asymmetry, *flow.distances.values(), flow.marginal_error, *ends])
+    energies = [f"{name} at the {end}" for name in flows[0].energies for end in ("start", "end")]
+    rows = []
+    for flow in flows:
+        ends = [float(values[place]) for values in flow.energies.values() for place in (0, -1)]
+        rows.append([flow.kernel, flow.asymmetry, *flow.distances.values(), flow.marginal_error, *ends])
+    write_csv(path, ["kernel", "jacobian asymmetry", *distances, "column error", *energies], rows)
 
 
 def _write_heat(heat: Heat, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "kernel", "cost", "particles", "epsilon", "error"])
-        for (kernel, cost), errors in heat.drift_errors.items():
-            writer.writerows(["drift", kernel, cost, "", *pair] for pair in errors.items())
-        for particles, errors in heat.errors.items():
-            writer.writerows(["particles", "sinkhorn", "l2", particles, *pair] for pair in errors.items())
+    rows: list[list[Any]] = []
+    for (kernel, cost), errors in heat.drift_errors.items():
+        rows += [["drift", kernel, cost, "", *pair] for pair in errors.items()]
+    for particles, errors in heat.errors.items():
+        rows += [["particles", "sinkhorn", "l2", particles, *pair] for pair in errors.items()]
+    write_csv(path, ["what", "kernel", "cost", "particles", "epsilon", "error"], rows)
 
 
 def _markdown(flows: Sequence[Flow], heat: Heat, command: str) -> str:
     lines = [f"    {command}", "", "At the start of the three flows, and the functionals from start to end:", ""]
-    lines += _table(
+    lines += markdown_table(
         ("attention", "Jacobian asymmetry", "from -grad F0", "from -grad Finf", "column error", "F0", "Finf"),
         [
             (
@@ -72,13 +71,13 @@ def _markdown(flows: Sequence[Flow], heat: Heat, command: str) -> str:
     lines += ["", "Relative error of the drift of a Gaussian, on a grid:", ""]
     columns = list(heat.drift_errors)
     epsilons = sorted({epsilon for errors in heat.drift_errors.values() for epsilon in errors})
-    lines += _table(
+    lines += markdown_table(
         ("epsilon", *(f"{kernel}, {cost}" for kernel, cost in columns)),
         [(f"{epsilon:g}", *(_cell(heat.drift_errors[column], epsilon) for column in columns)) for epsilon in epsilons],
     )
     lines += ["", "Distance of Sinkhorn particles from the heat equation, and its fitted order in epsilon:", ""]
     epsilons = sorted(next(iter(heat.errors.values())))
-    lines += _table(
+    lines += markdown_table(
         ("particles", *(f"epsilon {epsilon:g}" for epsilon in epsilons), "order"),
         [
             (str(particles), *(_cell(errors, epsilon) for epsilon in epsilons), f"{heat.order(particles):.2f}")
@@ -90,7 +89,3 @@ def _markdown(flows: Sequence[Flow], heat: Heat, command: str) -> str:
 
 def _cell(errors: dict[float, float], epsilon: float) -> str:
     return f"{errors[epsilon]:.2e}" if epsilon in errors else "-"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]

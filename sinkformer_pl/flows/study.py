@@ -170,11 +170,12 @@ def follow_attention(settings: FlowSettings, seed: int) -> list[Flow]:
 
 
 def _attention(settings: FlowSettings) -> ParticleAttention:
-    query, key = _matrix(settings.query, "query"), _matrix(settings.key, "key")
+    query, key, epsilon = _matrix(settings.query, "query"), _matrix(settings.key, "key"), settings.epsilon
     if settings.value is None:
-        descent = ParticleAttention.descent(query, key, epsilon=settings.epsilon)
-        return ParticleAttention(query, key, descent.value, "sinkhorn", settings.cost, settings.epsilon)
-    return ParticleAttention(query, key, _matrix(settings.value, "value"), "sinkhorn", settings.cost, settings.epsilon)
+        value = ParticleAttention.descent(query, key, epsilon=epsilon).value
+    else:
+        value = _matrix(settings.value, "value")
+    return ParticleAttention(query, key, value, "sinkhorn", settings.cost, epsilon)
 
 
 def _matrix(rows: list[list[float]], name: str) -> Tensor:
@@ -219,7 +220,7 @@ def reach_heat_limit(settings: HeatSettings) -> Heat:
     return Heat(
         drift_errors={
             (kernel, cost): {
-                epsilon: _drift_error(kernel, cost, settings.std, epsilon)
+                epsilon: drift_error(kernel, settings.std, epsilon, measured_slope(kernel, cost, settings.std, epsilon))
                 for epsilon in sorted(settings.drift_epsilons)
                 if (kernel, cost) != ("softmax", "dot") or epsilon >= DOT_FLOOR * settings.std**2
             }
@@ -235,11 +236,6 @@ def reach_heat_limit(settings: HeatSettings) -> Heat:
 def drift_error(kernel: Kernel, std: float, epsilon: float, slope: float) -> float:
     """Relative error of the drift (1 - slope) x / epsilon from its limit with the l2 cost."""
     return abs((1 - slope) / epsilon / limit_slope(kernel, std) - 1)
-
-
-def _drift_error(kernel: Kernel, cost: Cost, std: float, epsilon: float) -> float:
-    slope = measured_slope(kernel, cost, std, epsilon)
-    return drift_error(kernel, std, epsilon, slope)
 
 
 def _require_positive(group: str, **values: float) -> None:

@@ -2,16 +2,8 @@
 
 import warnings
 
-from sinkformer_pl.normalizations.contract import (
-    AttentionNormalization as AttentionNormalization,
-)
-from sinkformer_pl.normalizations.contract import (
-    NormalizationFactory as NormalizationFactory,
-)
-from sinkformer_pl.normalizations.contract import (
-    ScoreNormalization as ScoreNormalization,
-)
-from sinkformer_pl.normalizations.old_spelling import Guarantees as Guarantees
+from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory, ScoreNormalization
+from sinkformer_pl.normalizations.old_spelling import Guarantees
 
 warnings.warn(
     "sinkformer_pl.normalizations.base will go: import from sinkformer_pl.normalizations", FutureWarning, stacklevel=2

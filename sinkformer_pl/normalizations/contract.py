@@ -1,5 +1,6 @@
 """The contract of a normalization: two abstract classes, with the promises and requirements of each class."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
@@ -82,6 +83,11 @@ class AttentionNormalization(nn.Module, ABC):
         self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
     ) -> Tensor:
         """Compute the weights themselves, (B, H, Q, K): for diagnostics and tests, not in the path of training."""
+
+    def extra_repr(self) -> str:
+        """Show the arguments in `print(model)`: those that the instance keeps under their names."""
+        kept = {name.removeprefix("initial_"): value for name, value in vars(self).items()}
+        return ", ".join(f"{name}={kept[name]}" for name in inspect.signature(type(self)).parameters if name in kept)
 
     def _prepare(
         self,

@@ -50,7 +50,3 @@ class Entmax(ScoreNormalization):
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
         """`sinkformer_pl.ops.entmax` of scores (B, H, Q, K)."""
         return entmax(scores, self.alpha, mask=mask)
-
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"alpha={self.initial_alpha}, learned={self.learned}"

@@ -73,10 +73,6 @@ class GumbelSinkhorn(ScoreNormalization):
         scale = (at_least_float32(scale) if isinstance(scale, Tensor) else scale) / self.noise_temperature
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, bias=bias, scale=scale)
 
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"n_iters={self.n_iters}, noise_temperature={self.noise_temperature}"
-
 
 def gumbel_noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Draws of the standard Gumbel distribution, in the dtype and on the device of `like`; always finite."""

@@ -70,10 +70,6 @@ class LowRankSinkhorn(AttentionNormalization):
         with no_autocast(q):
             return (plan.to_pivots @ plan.to_keys).to(q.dtype)
 
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"rank={self.rank}, n_iters={self.n_iters}"
-
     def _arguments(self, q: Tensor, k: Tensor, mask: AttentionMask | None, **options: Unpack[ScoreOptions]) -> Any:
         scale, bias, mask = self._prepare(q, k, mask, **options)
         refuse_bias(self, bias, "it never forms the scores of queries and keys")

@@ -2,25 +2,17 @@
 
 import warnings
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from sinkformer_pl.normalizations.promises import Promises
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guarantees:
+class Guarantees(Promises):
     """Promises and requirements in one; write `promises = Promises(...)` and `requires_square = True` instead."""
 
-    row_sums: Literal["one", "at most one"] | None = None
-    unit_columns: bool = False
-    sparse: bool = False
-    equivariant: bool = False
-    pairs: bool = False
-    causal: bool = False
     square: bool = False
     tied: bool = False
-    linear: bool = False
-    stochastic: bool = False
 
 
 def adopt(owner: Any, old: Guarantees) -> None:
@@ -32,7 +24,7 @@ def adopt(owner: Any, old: Guarantees) -> None:
     if not isinstance(old, Guarantees):
         name = owner.__name__ if isinstance(owner, type) else type(owner).__name__
         raise TypeError(f"{name}.guarantees must be Guarantees(...); write promises = Promises(...) instead")
-    owner.promises = Promises(**{name: value for name, value in asdict(old).items() if name not in ("square", "tied")})
+    owner.promises = Promises(**{field.name: getattr(old, field.name) for field in fields(Promises)})
     owner.requires_square, owner.requires_tied = old.square or old.tied, old.tied
 
 
@@ -55,5 +47,4 @@ def adopt_class(cls: type) -> None:
 
 def old_view(owner: Any) -> Guarantees:
     """Promises and requirements of an instance in the old spelling."""
-    given: dict[str, Any] = {field.name: getattr(owner.promises, field.name, None) for field in fields(Guarantees)}
-    return Guarantees(**given | {"square": owner.requires_square, "tied": owner.requires_tied})
+    return Guarantees(**asdict(owner.promises), square=owner.requires_square, tied=owner.requires_tied)

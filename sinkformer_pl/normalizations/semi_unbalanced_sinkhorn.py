@@ -73,7 +73,3 @@ class SemiUnbalancedSinkhorn(ScoreNormalization):
     ) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, lam=self.lam, **options)
-
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"rho={self.rho}, learned={self.learned}, n_iters={self.n_iters}"

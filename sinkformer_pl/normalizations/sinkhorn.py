@@ -60,7 +60,3 @@ class Sinkhorn(ScoreNormalization):
     ) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, gradient=self.gradient, **options)
-
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"n_iters={self.n_iters}" + f", gradient={self.gradient}" * (self.gradient != "unrolled")

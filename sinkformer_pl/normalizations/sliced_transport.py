@@ -95,10 +95,3 @@ class SlicedTransport(AttentionNormalization):
         """Compute the weights themselves, (B, H, n, n)."""
         identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-1], -1)
         return self.attend(q, k, identity, mask, **options)
-
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return (
-            f"sort_temperature={self.sort_temperature}, slice_temperature={self.slice_temperature}, "
-            f"slices={self.slices}"
-        )

@@ -63,10 +63,6 @@ class SymmetricSinkhorn(ScoreNormalization):
         self._require_symmetric(q, k, options.get("bias"))
         return super().weights(q, k, mask, **options)
 
-    def extra_repr(self) -> str:
-        """Show the arguments in `print(model)`."""
-        return f"n_iters={self.n_iters}"
-
     def _require_symmetric(self, q: Tensor, k: Tensor, bias: Tensor | None) -> None:
         # Symmetry of the data itself can't be looked at: that would wait for the device.
         if q is not k:

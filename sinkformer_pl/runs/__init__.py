@@ -11,16 +11,4 @@ from sinkformer_pl.training.resume import ResumeState
 from sinkformer_pl.training.run_record import RunRecord
 from sinkformer_pl.training.signals import Stopped, StopSignals
 
-__all__ = [
-    "AppendingCSVLogger",
-    "BestCheckpoint",
-    "LastCheckpoint",
-    "PredictionWriter",
-    "ResumeState",
-    "RunRecord",
-    "StepCosts",
-    "StopSignals",
-    "Stopped",
-]
-
 warnings.warn("sinkformer_pl.runs will go: import from sinkformer_pl.training", FutureWarning, stacklevel=2)
