@@ -197,6 +197,8 @@ class Run:
         self.data.trainer = self.trainer
         self.data.prepare_data()
         self.data.setup(self.settings.command)
+        if self.fitting and self.settings.content is not None and isinstance(self.data, ClassificationData):
+            self.data.require_same_samples(self.settings.content, self.settings.checkpoint or "")
         preflight.require_batches(self.trainer, self.data, self.settings.command)
         if self.fitting:
             preflight.require_end(self.trainer, self.model)

@@ -1,7 +1,8 @@
 """Labelled data for the models: sources of images, texts and point clouds, and what a new one builds on."""
 
 from sinkformer_pl.batch import Sample
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.classification import ClassificationData
+from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
 from sinkformer_pl.data.images.digits import Digits
 from sinkformer_pl.data.images.folder import ImageFolder

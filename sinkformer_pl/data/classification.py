@@ -5,73 +5,25 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from sinkformer_pl.batch import UNCOUNTED, Sample
+from sinkformer_pl.batch import Sample
+from sinkformer_pl.data.dataset import LabelledDataset, Split
+from sinkformer_pl.data.identity import identity_of, require_same
 from sinkformer_pl.data.loading import ResumableLoader, default_workers
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import is_utf8
-from sinkformer_pl.data.sampling import Draw, EpochSampler
+from sinkformer_pl.data.sampling import EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from
+from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from, samples_from
 from sinkformer_pl.training.checkpoint_match import require_classes
 from sinkformer_pl.training.lightning_state import batches_done
-
-Split = Literal["train", "val", "test"]
-
-
-class LabelledDataset(Dataset[Sample], ABC):
-    """One split: a subclass writes `inputs`.
-
-    Attributes:
-        targets: (n,) int64 class indices.
-        names: n names, for prediction files and messages.
-        preprocessing: of evaluation, where it isn't the subclass's own affair.
-    """
-
-    preprocessing: Preprocessing | None = None
-
-    def __init__(self, targets: Tensor, names: Sequence[str]) -> None:
-        """Keep targets and names, both in the order of the samples."""
-        self.targets = targets
-        self.names = names
-
-    @abstractmethod
-    def inputs(self, draw: Draw) -> Tensor:
-        """Return sample `draw.index`, everything random about it taken from `draw.seed` alone."""
-
-    def use(self, preprocessing: Preprocessing) -> None:
-        """Take another preprocessing, that of a checkpoint."""
-        self.preprocessing = preprocessing
-
-    @property
-    def lengths(self) -> Sequence[int] | None:
-        """The n sizes of the inputs, where training batches are to hold samples of similar size; None by default."""
-        return None
-
-    @property
-    def extremes(self) -> Sequence[int]:
-        """Places of the samples that a network is likeliest to refuse; it is tried with them before it is trained."""
-        return (0,)
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.targets)
-
-    def __getitem__(self, draw: Draw | int) -> Sample:
-        """Return a sample; a plain index, which Lightning's `overfit_batches` asks for, is its own seed."""
-        if not isinstance(draw, Draw):
-            draw = Draw(index=draw, seed=draw)
-        inputs = self.inputs(draw)
-        if not isinstance(inputs, Tensor):
-            raise UserError(f"{type(self).__name__}.inputs: gave a {type(inputs).__name__}; return a tensor")
-        return Sample(inputs, int(self.targets[draw.index]) if draw.counted else UNCOUNTED, draw.index)
 
 
 class ClassificationData(pl.LightningDataModule, ABC):
@@ -163,9 +115,12 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     @property
     def learnt(self) -> dict[str, Any]:
-        """What a checkpoint's model has learnt of its data beside its weights, as plain data; after `setup`."""
-        preprocessing = self.preprocessing.plain() if self.preprocessing is not None else None
-        return {"classes": list(self.classes), "preprocessing": preprocessing}
+        """What a checkpoint's model has learnt of its data beside its weights, and of which, as plain data."""
+        return {
+            "classes": list(self.classes),
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.plain(),
+            "samples": self._identity(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learnt, for a checkpoint; nothing before `setup`."""
@@ -173,7 +128,27 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what was learnt, as `restore` does; Lightning does so for data of the class that was trained on."""
-        self.restore({type(self).__qualname__: state_dict})
+        checkpoint = {type(self).__qualname__: state_dict}
+        self.restore(checkpoint)
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and self.datasets and samples_from(checkpoint):
+            self.require_same_samples(checkpoint, self.trainer.ckpt_path or "")  # type: ignore[union-attr]
+
+    def require_same_samples(self, checkpoint: Mapping[str, Any], path: str | Path = "") -> None:
+        """Check, after `setup`, that a training resumes on the samples, and with the division, of its checkpoint.
+
+        Args:
+            checkpoint: Lightning's dictionary.
+            path: of the checkpoint, for messages.
+
+        Raises:
+            UserError: names, classes or content of training or validation samples differ, or in a checkpoint of an
+                older version, which doesn't know them, what decides the division.
+        """
+        require_same(samples_from(checkpoint), self._identity(), path)
+
+    def _identity(self) -> dict[str, Any]:
+        return identity_of(self.datasets, self.classes, seed=self.seed, val_fraction=self.val_fraction)
 
     def restore(self, checkpoint: Mapping[str, Any], path: str | Path = "") -> None:
         """Take from a checkpoint what its model has learnt of its data, before `setup` or after it.

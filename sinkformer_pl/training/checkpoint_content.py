@@ -12,6 +12,7 @@ from sinkformer_pl.errors import UserError
 
 CONFIG_KEY = "sinkformer_pl_config"
 METRICS_KEY = "sinkformer_pl_metrics"
+RESUME_KEY = "sinkformer_pl_resume"
 CLASSES_KEY = "sinkformer_pl_classes"
 """Of version 0.1; `learnt_from` reads it."""
 
@@ -39,6 +40,7 @@ def require_form(checkpoint: Any, path: str | Path) -> None:
     }
     _require(checkpoint if isinstance(checkpoint, Mapping) else {}, entries, path)
     learnt: dict[str, Callable[[Any], bool]] = {"classes": _are_names_or_none, "preprocessing": _is_plain_or_none}
+    learnt["samples"] = _is_plain_or_none
     _require(learnt_from(checkpoint), learnt, path)
 
 
@@ -46,8 +48,9 @@ def learnt_from(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the data of a checkpoint's training had learnt, `ClassificationData.learnt`; empty if nothing.
 
     Returns:
-        "classes", the class names in the order of their indices, and "preprocessing", `Preprocessing.plain()`. In
-        checkpoints of version 0.1 either may be missing, and the second has of texts the tokenizer alone.
+        "classes", the class names in the order of their indices, "preprocessing", `Preprocessing.plain()`, and
+        "samples", see `samples_from`. In checkpoints of version 0.1 each may be missing, and the second has of texts
+        the tokenizer alone.
     """
     states = [state for state in checkpoint.values() if isinstance(state, Mapping)]
     for state in states:
@@ -56,6 +59,27 @@ def learnt_from(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = next((dict(state) for state in states if isinstance(state.get("tokenizer"), str)), None)
     found = {"classes": checkpoint.get(CLASSES_KEY), "preprocessing": tokenizer}
     return {name: value for name, value in found.items() if value}
+
+
+def samples_from(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which samples a checkpoint's training had, as far as it knows.
+
+    Returns:
+        `data.identity.identity_of` them: "seed" and "val_fraction" of the division, and for "train" and "val" their
+        "number" and "digest". In checkpoints of version 0.1 there are no digests.
+    """
+    if samples := learnt_from(checkpoint).get("samples"):
+        return dict(samples)
+    resume = checkpoint.get(RESUME_KEY) or {}
+    data = (checkpoint.get(CONFIG_KEY) or {}).get("data")
+    arguments = (data.get("init_args") if isinstance(data, Mapping) else None) or {}
+    number = resume.get("the number of training samples")
+    found = {
+        "seed": resume.get("data.seed", arguments.get("seed")),
+        "val_fraction": arguments.get("val_fraction"),
+        "train": None if number is None else {"number": number},
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def require_progress(checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -15,8 +15,7 @@ from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
-
-RESUME_KEY = "sinkformer_pl_resume"
+from sinkformer_pl.training.checkpoint_content import RESUME_KEY
 
 
 class ResumeState(pl.Callback):

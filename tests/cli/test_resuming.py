@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -48,6 +49,24 @@ def test_the_middle_of_an_epoch_needs_the_same_batches(tiny, run, stopped, tmp_p
     assert "after batch 2 of an epoch in which data.batch_size was 16, now 8" in message
     run("fit", "--config", tiny, *LARGER, "--ckpt_path", "last")
     assert torch.load(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--data.seed", "3"], "data.seed was 0, now 3; "),
+        (["--data.val_size", "36"], "data.val_fraction was 0.333333.*, now 0.428571.*; 24 validation samples, now 36"),
+        (["--data.noise", "0.5"], "content of the 48 training samples"),
+    ],
+)
+def test_other_samples_are_refused_at_the_end_of_an_epoch(trained, tiny, fail, flags, difference):
+    message = fail("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2", *flags)
+    assert re.search(rf"last\.ckpt: it was trained on other samples: .*{difference}.*train anew", message)
+
+
+def test_other_samples_are_refused_in_the_middle_of_an_epoch(tiny, fail, stopped):
+    message = fail("fit", "--config", tiny, *LARGER, "--ckpt_path", "last", "--data.noise", "0.5")
+    assert "content of the 80 training samples" in message
 
 
 def test_the_middle_of_an_epoch_needs_the_same_processes():

@@ -1,7 +1,7 @@
 """What every source of images shares: size, colour, random changes in training, normalising."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,17 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms import v2
+from typing_extensions import override
 
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.classification import ClassificationData
+from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, framed
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.errors import UserError
 
 STATISTICS_SIZE = 1000
+
+_AT_ONCE = 1000
 
 
 class Images(NamedTuple):
@@ -76,6 +80,15 @@ class ImageDataset(LabelledDataset):
         self.images = images.images
         self.preprocessing = preprocessing
         self.transform = v2.Compose(transforms) if transforms else None
+
+    @override
+    def content(self) -> Iterator[bytes]:
+        for start in range(0, len(self.chosen), _AT_ONCE):
+            part = self.chosen[start : start + _AT_ONCE]
+            if isinstance(self.images, Tensor):
+                yield self.images[part].numpy().tobytes()
+            else:
+                yield " ".join(str(self.images[index].stat().st_size) for index in part).encode()
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one image as the model sees it."""

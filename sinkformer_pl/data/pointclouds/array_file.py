@@ -1,5 +1,6 @@
 """One file with all clouds as arrays: .npz or HDF5."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def _clouds(
         sizes=torch.full((len(points),), points.shape[1]),
         targets=torch.from_numpy(labels),
         names=[f"{part}/{index}" for index in range(len(points))],
+        stamps=[str(zlib.crc32(cloud.tobytes())) for cloud in points],
     )
 
 

@@ -2,15 +2,17 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.classification import ClassificationData
+from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.pointclouds.preprocessing import CloudPreprocessing
 from sinkformer_pl.data.pointclouds.shape import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation
@@ -26,19 +28,23 @@ class Clouds(NamedTuple):
         sizes: (n,) int64, number of points of each cloud; they sum to total.
         targets: (n,) int64 class indices.
         names: n names, for prediction files and messages.
+        stamps: n texts that change when the points of a cloud do, such as a checksum or the size of its file, by which
+            a training that resumes knows its clouds; None where names and sizes tell enough.
     """
 
     points: Tensor
     sizes: Tensor
     targets: Tensor
     names: Sequence[str]
+    stamps: Sequence[str] | None = None
 
     def subset(self, chosen: Tensor) -> "Clouds":
         """Return some of the clouds, by their indices."""
         ends = self.sizes.cumsum(0)
         rows = [torch.arange(int(ends[index] - self.sizes[index]), int(ends[index])) for index in chosen.tolist()]
         names = [self.names[index] for index in chosen.tolist()]
-        return Clouds(self.points[torch.cat(rows)], self.sizes[chosen], self.targets[chosen], names)
+        stamps = None if self.stamps is None else [self.stamps[index] for index in chosen.tolist()]
+        return Clouds(self.points[torch.cat(rows)], self.sizes[chosen], self.targets[chosen], names, stamps)
 
 
 class Source(NamedTuple):
@@ -73,11 +79,18 @@ class PointCloudDataset(LabelledDataset):
         indices: list[int] = chosen.tolist()
         names = [clouds.names[index] for index in indices]
         super().__init__(clouds.targets[chosen], names)
+        self.stamps = None if clouds.stamps is None else [clouds.stamps[index] for index in indices]
         self.points = clouds.points
         self.sizes = clouds.sizes[chosen]
         self.starts = (clouds.sizes.cumsum(0) - clouds.sizes)[chosen]
         self.preprocessing = preprocessing
         self.augmentation = augmentation
+
+    @override
+    def content(self) -> Iterator[bytes]:
+        # Not the points: those that are computed differ in their last bits from one processor to another.
+        yield " ".join(map(str, self.sizes.tolist())).encode()
+        yield "\n".join(self.stamps or ()).encode()
 
     def inputs(self, draw: Draw) -> Tensor:
         """Return one cloud as the model sees it."""

@@ -50,6 +50,7 @@ def load_clouds(listing: Listing, preprocessing: CloudPreprocessing, cache: Path
             sizes=torch.from_numpy(arrays[f"{part}_sizes"]),
             targets=torch.tensor(listing.targets[part], dtype=torch.int64),
             names=names_of(files, listing.root),
+            stamps=[str(file.stat().st_size) for file in files],
         )
         for part, files in listing.files.items()
     }

@@ -98,4 +98,5 @@ class ProceduralShapes(PointCloudData):
             sizes=torch.tensor([len(cloud) for cloud in clouds]),
             targets=torch.tensor(targets),
             names=[f"{('train', 'test')[part]}/{self.found_classes[target]}/{i}" for i, target in enumerate(targets)],
+            stamps=[f"{self.tilt} {self.noise} {self.occlusion}"] * size,
         )

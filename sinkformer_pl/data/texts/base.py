@@ -1,7 +1,7 @@
 """What every source of texts shares: checks, the split, the tokenizer, truncation, batches of similar length."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from sinkformer_pl.batch import Sample
-from sinkformer_pl.data.classification import ClassificationData, LabelledDataset, Split
+from sinkformer_pl.data.classification import ClassificationData
+from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import open_file
 from sinkformer_pl.data.sampling import Draw
@@ -110,6 +111,11 @@ class TextDataset(LabelledDataset):
     def lengths(self) -> Sequence[int] | None:
         """Numbers of tokens, where training batches are to be of similar length."""
         return self.encoded.lengths.tolist() if self.similar else None
+
+    @override
+    def content(self) -> Iterator[bytes]:
+        for text in self.texts:
+            yield f"{len(text)} {text}".encode()
 
     @property
     def extremes(self) -> Sequence[int]:
