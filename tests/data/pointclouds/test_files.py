@@ -311,6 +311,7 @@ def test_a_list_names_files_labels_and_splits(tmp_path):
     assert module.datasets["test"].targets.tolist() == [1, 0, 1, 0]
     path.write_text("\n".join(["path,label", *(row.rpartition(",")[0] for row in rows)]))
     assert len(ready(path, test_fraction=0.4).datasets["test"]) == 4
+    assert ready(path, test_fraction=0.4).names("test") == ready(path, test_fraction=0.4, seed=7).names("test")
     for content, message in (
         ("file,label\nx,y", "no column path; it has file, label"),
         ("path,label\nnowhere.off,y", r"line 2: no file .*nowhere\.off"),
