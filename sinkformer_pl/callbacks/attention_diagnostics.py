@@ -132,7 +132,7 @@ class AttentionDiagnostics(pl.Callback):
             return
         # Matplotlib takes a second to import.
         from sinkformer_pl.diagnostics import pictures
-        from sinkformer_pl.diagnostics.tokens import sides, speller, tokens_of
+        from sinkformer_pl.diagnostics.tokens import speller, tokens_of
 
         (epoch, layers), self._last = self._last, None
         when = f"after epoch {epoch}"
@@ -148,7 +148,7 @@ class AttentionDiagnostics(pl.Callback):
             figures = {
                 f"maps_epoch_{epoch}": pictures.draw_maps(layers, 0, maps_title),
                 f"inputs_epoch_{epoch}": pictures.draw_inputs(
-                    layers, sides(layers), tokens, classes, f"attention that tokens receive, {when}"
+                    layers, tokens, classes, f"attention that tokens receive, {when}"
                 ),
                 "column_sums": pictures.draw_column_sums(history, "column sums, epoch by epoch"),
             }

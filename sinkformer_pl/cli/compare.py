@@ -17,6 +17,7 @@ from rich.markdown import Markdown
 
 from sinkformer_pl.cli.layers import as_spec, split_off
 from sinkformer_pl.cli.option_parser import OptionParser, at_least
+from sinkformer_pl.cli.preflight import writing_in
 from sinkformer_pl.cli.run import Run, handled_signals, refusals_of_classes
 from sinkformer_pl.cli.settings import Given, read_settings
 from sinkformer_pl.cli.validate import Spec
@@ -117,16 +118,12 @@ def _rehearse(left: Sequence[Trial], *, build: bool) -> None:
 def _run(trials: Sequence[Trial], folder: Path, request: Mapping[str, Any], jobs: int) -> dict[str, str]:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as held:
-        try:
+        with writing_in(folder):
             folder.mkdir(parents=True, exist_ok=True)
             refusal = f"{folder}: another process works in it, such as a run of a killed comparison; wait, or stop it"
             lock = held.enter_context(locked(folder / "lock", refusal))
             with replacing(folder / RECORD) as file:
                 json.dump(request, file, indent=2)
-        except OSError as error:
-            raise UserError(
-                f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another"
-            ) from None
         done = sum(trial.done for trial in trials)
         print(f"{len(trials)} runs in {folder}, {done} of them done, {jobs} at once", flush=True)
         return run_all(trials, jobs=jobs, lock=lock, said=lambda line: print(line, flush=True))

@@ -17,7 +17,7 @@ from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_page
-from sinkformer_pl.diagnostics.tokens import sides, speller, tokens_of
+from sinkformer_pl.diagnostics.tokens import speller, tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
@@ -80,7 +80,7 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
     data, model, split = run.data, run.model, options.split
     if not isinstance(data, ClassificationData):
         raise UserError(f"data {type(data).__name__}: inspect shows samples of a ClassificationData; give one")
-    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    loader = getattr(data, f"{split}_dataloader")()
     # The draws of an evaluation, so that random parts of a sample are those that it has there.
     draws = sorted(loader.sampler)
     number = min(options.samples, len(draws))
@@ -93,17 +93,12 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
         )
     with evaluating(model):
         probabilities, predicted = model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
+    names, classes = data.names(split), data.classes
     tokens = tokens_of(model, batch.inputs, batch.mask, speller(data))
-    names = data.names(split)
+    found = (batch.index.tolist(), batch.target.tolist(), predicted.tolist(), probabilities.tolist(), tokens)
     samples = [
-        Sample(
-            str(names[int(batch.index[place])]),
-            data.classes[int(batch.target[place])],
-            data.classes[int(predicted[place])],
-            probabilities[place].item(),
-            tokens[place],
-        )
-        for place in range(number)
+        Sample(str(names[index]), classes[target], classes[best], probability, described)
+        for index, target, best, probability, described in zip(*found, strict=True)
     ]
     normalization = readable(model.hparams["normalization"])
     metrics = content.get(METRICS_KEY) or {}
@@ -122,7 +117,6 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
         facts=facts,
         samples=samples,
         layers=layers,
-        sides=sides(layers),
         curves=_curves(run.folder / "metrics.csv"),
         history=read_column_sums(run.folder / FOLDER / COLUMN_SUMS),
     )

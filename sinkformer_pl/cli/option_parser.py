@@ -13,7 +13,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError."""
-        message = re.sub(r"^argument (\S+): ", r"\1 ", message)
+        message = re.sub(r"^argument (\S+): (?!invalid)", r"\1 ", message)
         raise UserError(f"{message}; {self.prog} --help lists the options")
 
 

@@ -3,7 +3,8 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,22 @@ def require_end(trainer: pl.Trainer, model: Any) -> None:
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed)):
         getattr(model, "require_constant_rate", lambda: None)()
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Turn an error in making a folder, or files in it, into a line for the user.
+
+    Raises:
+        UserError: names the folder and the cause.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"trainer.default_root_dir: can't write in the folder {folder} ({error.strerror}); give another, or make "
+            "this one writable"
+        ) from None
 
 
 def require_room(folder: Path) -> None:

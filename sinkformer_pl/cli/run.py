@@ -205,18 +205,13 @@ class Run:
         preflight.rehearse_normalizations(self.model)
         if isinstance(self.data, ClassificationData):
             preflight.try_samples(self.model, self.data, self.settings.command)
-        try:
-            if keep:
+        if keep:
+            with preflight.writing_in(self.folder):
                 preflight.require_room(self.folder)
                 self._make_folder()
                 if self.fitting:
                     refusal = f"{self.folder}: another process trains there; wait for its end, or end it"
                     held.enter_context(locked(self.folder / ".lock", refusal))
-        except OSError as error:
-            raise UserError(
-                f"trainer.default_root_dir: can't write in the folder {self.folder} ({error.strerror}); give "
-                "another, or make this one writable"
-            ) from None
         say_what_runs(doing, self.model, self.data, self.settings.content, self.folder if keep else None)
 
     def execute(self) -> None:

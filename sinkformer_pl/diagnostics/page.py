@@ -1,6 +1,7 @@
 """Attention of a trained network as one HTML file that needs nothing but a browser."""
 
 import base64
+import html
 import io
 import json
 import math
@@ -68,7 +69,6 @@ class Page:
         facts: names and values, in a line.
         samples: as many as the batch that the layers have seen.
         layers: their attention on the batch.
-        sides: what attends and what is attended to in each layer.
         curves: by the name of a metric, epochs and values.
         history: by layer and epoch, quantiles of the column sums.
     """
@@ -78,7 +78,6 @@ class Page:
     facts: Sequence[tuple[str, str]]
     samples: Sequence[Sample]
     layers: Sequence[LayerAttention]
-    sides: Mapping[str, tuple[str, str]]
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     history: Mapping[str, Mapping[int, Sequence[float]]] = field(default_factory=dict)
 
@@ -116,17 +115,14 @@ def write_page(page: Page, path: Path) -> int:
                 "name": layer.name,
                 "short": layer.name.removeprefix("backbone.").removesuffix(".attention"),
                 "heads": layer.weights.shape[1],
-                "queries": page.sides[layer.name][0],
-                "keys": page.sides[layer.name][1],
+                "queries": layer.core.sides[0],
+                "keys": layer.core.sides[1],
             }
             for layer in page.layers
         ],
         "samples": [
             {
-                "name": sample.name,
-                "target": sample.target,
-                "predicted": sample.predicted,
-                "probability": sample.probability,
+                **vars(sample),
                 "tokens": _plain_tokens(sample.tokens),
                 "layers": [_plain_weights(layer.of_sample(number)) for layer in page.layers],
             }
@@ -139,8 +135,8 @@ def write_page(page: Page, path: Path) -> int:
     # What would end the script element, or be a number that JSON doesn't know.
     text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     assets = resources.files("sinkformer_pl.diagnostics") / "assets"
-    html = Template((assets / "page.html").read_text(encoding="utf-8")).substitute(
-        title=page.title.replace("&", "&amp;").replace("<", "&lt;"),
+    page_html = Template((assets / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(page.title),
         style=(assets / "page.css").read_text(encoding="utf-8"),
         script=(assets / "page.js").read_text(encoding="utf-8"),
         plotly=plotly,
@@ -148,7 +144,7 @@ def write_page(page: Page, path: Path) -> int:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html, encoding="utf-8")
+        path.write_text(page_html, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {path}: can't be written ({error.strerror}); give another file") from None
     return shown
@@ -175,18 +171,10 @@ def _plain_weights(weights: Tensor) -> dict[str, Any]:
 
 
 def _plain_tokens(tokens: Tokens) -> dict[str, Any]:
-    points = None
-    if tokens.points is not None:
-        points = [[round(number, 4) for number in point] for point in tokens.points.tolist()]
-    return {
-        "kind": tokens.kind,
-        "size": tokens.size,
-        "leading": tokens.leading,
-        "points": points,
-        "image": None if tokens.image is None else _png(tokens.image),
-        "grid": tokens.grid,
-        "words": tokens.words,
-    }
+    plain = {name: getattr(tokens, name) for name in ("kind", "size", "leading", "grid", "words")}
+    plain["points"] = None if tokens.points is None else tokens.points.double().round(decimals=4).tolist()
+    plain["image"] = None if tokens.image is None else _png(tokens.image)
+    return plain
 
 
 def _png(image: Tensor) -> str:

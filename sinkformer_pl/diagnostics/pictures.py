@@ -71,7 +71,6 @@ def draw_maps(layers: Sequence[LayerAttention], sample: int, title: str) -> Figu
 
 def draw_inputs(
     layers: Sequence[LayerAttention],
-    sides: Mapping[str, tuple[str, str]],
     tokens: Sequence[Tokens],
     classes: Sequence[str],
     title: str,
@@ -83,7 +82,6 @@ def draw_inputs(
 
     Args:
         layers: their attention on a batch.
-        sides: what attends and what is attended to in each layer.
         tokens: of each sample of the batch.
         classes: the class of each sample.
         title: above all.
@@ -91,7 +89,7 @@ def draw_inputs(
     Returns:
         None where no layer attends to tokens that can be drawn.
     """
-    layers = [layer for layer in layers if sides[layer.name][1] == "token" and tokens[0].kind != "tokens"]
+    layers = [layer for layer in layers if layer.core.sides[1] == "token" and tokens[0].kind != "tokens"]
     layers = [layer for layer in layers if layer.of_sample(0).shape[-1] == tokens[0].size][-COLUMNS:]
     if not layers:
         return None
@@ -101,7 +99,7 @@ def draw_inputs(
     three = tokens[0].points is not None and tokens[0].points.shape[1] == 3
     grid = figure.subplots(samples, len(layers), squeeze=False, subplot_kw={"projection": "3d"} if three else {})
     for column, layer in zip(grid.T, layers, strict=True):
-        own = sides[layer.name][0] == "token" and bool(tokens[0].leading)
+        own = layer.core.sides[0] == "token" and bool(tokens[0].leading)
         seen = [
             received(layer.of_sample(sample), first_only=own)[tokens[sample].leading :].numpy()
             for sample in range(samples)

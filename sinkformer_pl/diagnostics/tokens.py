@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers.decoders import ByteLevel
 from torch import Tensor, nn
 
-from sinkformer_pl.diagnostics.capture import LayerAttention, evaluating
+from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.tokens import Tokens, describe_tokens
 
@@ -30,11 +30,6 @@ def tokens_of(
         sample if sample.numbers is None else replace(sample, words=[*map(spell or str, sample.numbers.tolist())])
         for sample in tokens
     ]
-
-
-def sides(layers: list[LayerAttention]) -> dict[str, tuple[str, str]]:
-    """Name what attends and what is attended to in each layer: "token", or a learned "inducing point" or "seed"."""
-    return {layer.name: layer.core.sides for layer in layers}
 
 
 def speller(data: Any) -> Callable[[int], str] | None:

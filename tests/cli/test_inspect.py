@@ -16,7 +16,7 @@ from sinkformer_pl.batch import collate
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.diagnostics import attention_of
 from sinkformer_pl.diagnostics.page import Page, Sample, write_page
-from sinkformer_pl.diagnostics.tokens import sides, tokens_of
+from sinkformer_pl.diagnostics.tokens import tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer, TextTransformer, VisionTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
@@ -39,7 +39,7 @@ def page_of(model, inputs, mask, path, spell=None, **more):
     layers = attention_of(model, inputs, mask)
     tokens = tokens_of(model, inputs, mask, spell)
     samples = [Sample(f"sample {i} </script>", "cat", "dog", 0.5, of) for i, of in enumerate(tokens)]
-    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, sides(layers), **more), path)
+    write_page(Page("a <run>", "x.ckpt", [("data", "shapes")], samples, layers, **more), path)
     return layers
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba_array
 from mpl_toolkits.mplot3d.proj3d import proj_transform
 
 from sinkformer_pl.diagnostics import attention_of, pictures
-from sinkformer_pl.diagnostics.tokens import sides, tokens_of
+from sinkformer_pl.diagnostics.tokens import tokens_of
 from sinkformer_pl.models import SetTransformer, TextTransformer, VisionTransformer
 from sinkformer_pl.normalizations import Softmax
 
@@ -23,7 +23,7 @@ def drawn(model, inputs, mask=None, spell=None):
     layers = attention_of(model, inputs, mask)
     tokens = tokens_of(model, inputs, mask, spell)
     classes = [f"kind {number}" for number in range(len(inputs))]
-    figure = pictures.draw_inputs(layers, sides(layers), tokens, classes, "after epoch 3")
+    figure = pictures.draw_inputs(layers, tokens, classes, "after epoch 3")
     figure.canvas.draw()
     return figure, [pictures.received(layers[-1].of_sample(number)) for number in range(len(inputs))]
 
