@@ -1,4 +1,4 @@
-"""What flows from the data to a task: samples, and the batch that padding makes of some of unequal length."""
+"""Define what flows from the data to a task: samples, and the batch that padding makes of some of unequal length."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

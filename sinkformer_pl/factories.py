@@ -183,7 +183,7 @@ def _signature(cls: type) -> Mapping[str, inspect.Parameter]:
 
 
 def _given_to_parents(cls: type) -> set[str]:
-    """Names of the arguments in `super().__init__(name=...)`, read in the source."""
+    """Read the names of the arguments in `super().__init__(name=...)` off the source."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls.__init__)))  # type: ignore[misc]
     except (OSError, TypeError, SyntaxError):

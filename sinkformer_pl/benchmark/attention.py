@@ -81,7 +81,7 @@ class Result:
     softmax_peak_mb: float | None
 
     def as_row(self) -> dict[str, object]:
-        """Plain data."""
+        """Return it as plain data."""
         return asdict(self)
 
 
@@ -188,7 +188,7 @@ def _slow_peers(
     sinkhorn_with: Callable[[str], Callable[..., Tensor]],
     published: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None,
 ) -> dict[str, Callable[[], object]]:
-    """The loop in the log domain under autograd, and the published code, where they have the time and the memory."""
+    """Time the loop in the log domain under autograd, and the published code, where they have time and memory."""
     peers: dict[str, Callable[[], object]] = {}
     smallest, largest = sorted((case.queries, case.keys))
     if not on_gpu and NAIVE_FROM <= smallest <= 2 * NAIVE_FROM:
@@ -201,7 +201,7 @@ def _slow_peers(
 
 
 def _softmax_by(backend: SDPBackend) -> Callable[..., Tensor]:
-    """Softmax attention by one of PyTorch's backends; its backward is the same one's."""
+    """Make softmax attention by one of PyTorch's backends; its backward is the same one's."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -211,7 +211,7 @@ def _softmax_by(backend: SDPBackend) -> Callable[..., Tensor]:
 
 
 def _runs(function: Callable[[], object]) -> bool:
-    """Whether PyTorch has a kernel for it; it says so by a RuntimeError."""
+    """Tell whether PyTorch has a kernel for it; it says so by a RuntimeError."""
     try:
         function()
     except RuntimeError:
@@ -220,7 +220,7 @@ def _runs(function: Callable[[], object]) -> bool:
 
 
 def _primitives(case: Case, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """The operations that every method is made of, on a slice of the problem that stays in the cache."""
+    """Make the operations that every method consists of, on a slice of the problem that stays in the cache."""
     heads, rows = _slice(case)
     q, k = (torch.randn(heads, n, WIDTH, device=device, dtype=dtype) for n in (rows, case.keys))
     scores, vector = torch.randn(heads, rows, case.keys, device=device, dtype=dtype), q[..., :1].mT.contiguous()
@@ -232,13 +232,13 @@ def _primitives(case: Case, device: str, dtype: torch.dtype) -> dict[str, Callab
 
 
 def _slice(case: Case) -> tuple[int, int]:
-    """Heads and queries of a part that stays in the cache, and that threads can divide."""
+    """Choose the heads and queries of a part that stays in the cache, and that threads can divide."""
     rows = max(1, min(case.queries, max(128, 2**20 // (4 * case.keys))))
     return max(2, min(case.heads, 2**20 // (4 * rows * case.keys))), rows
 
 
 def _operations(case: Case, times: dict[str, Times]) -> float:
-    """Seconds of the counted operations of forward and backward."""
+    """Compute the seconds of the counted operations of forward and backward."""
     heads, rows = _slice(case)
     share = case.heads * case.queries / (heads * rows)
     pairs = case.n_iters // 2

@@ -24,7 +24,7 @@ class Operations(NamedTuple):
     exponentials: int
 
     def seconds(self, entries: int) -> float:
-        """The least time of an H100, in seconds: both units at work one after the other."""
+        """Compute the least time of an H100, in seconds: both units at work one after the other."""
         return entries * (self.products * PRODUCT_PS + self.exponentials * EXPONENTIAL_PS) / 1e12
 
 

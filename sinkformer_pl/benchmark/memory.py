@@ -15,7 +15,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(function: Callable[[], object], *, device: str) -> int | None:
-    """Bytes of the highest point during a call above the level before it.
+    """Measure the highest point during a call above the level before it, in bytes.
 
     On a GPU as PyTorch counts them; on Linux from the kernel's high-water mark, which can be set back; elsewhere None.
     """

@@ -10,7 +10,7 @@ from sinkformer_pl.ops import sinkhorn_attention
 
 
 def compare_plans(*, points: int, n_iters: int, repeats: int) -> dict[str, float]:
-    """Milliseconds to get a plan of n x n points without gradient, at the same number of half-steps, by library.
+    """Time a plan of n x n points without gradient, at the same number of half-steps, by library; milliseconds.
 
     Libraries that aren't installed are left out.
     """

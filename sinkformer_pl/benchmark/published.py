@@ -42,7 +42,7 @@ class Published:
             sys.path.remove(str(path))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, n_iters: int) -> Tensor:
-        """Its attention of q (B, Q, D), k and v (B, K, D), with the factor Q that it lacks."""
+        """Compute its attention of q (B, Q, D), k and v (B, K, D), with the factor Q that it lacks."""
         root = q.shape[-1] ** 0.25
         plan = self._layers.SinkhornDistance(eps=1, max_iter=n_iters, cost=self._modules.dotmat)(q / root, k / root)[0]
         return q.shape[-2] * plan.bmm(v)
@@ -50,7 +50,7 @@ class Published:
     def network(
         self, *, width: int, heads: int, inducing: int, classes: int, n_iters: int = 1, attend: Attend | None = None
     ) -> nn.Module:
-        """Its network of points (B, N, 3), logits (B, classes).
+        """Make its network of points (B, N, 3), logits (B, classes).
 
         Args:
             width: of the tokens.
@@ -88,7 +88,7 @@ class Published:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """PyTorch's fused attention of q (B, H, Q, D), k and v (B, H, K, D)."""
+    """Compute PyTorch's fused attention of q (B, H, Q, D), k and v (B, H, K, D)."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 

@@ -23,11 +23,11 @@ class Times(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Median over repeats, in seconds."""
+        """Return the median over repeats, in seconds."""
         return statistics.median(self.seconds)
 
     def ratio_to(self, base: "Times") -> tuple[float, float, float]:
-        """Median, lower and upper quartile over repeats of this time divided by the other's in the same repeat."""
+        """Divide by another's times in the same repeats: median, lower and upper quartile."""
         ratios = sorted(a / b for a, b in zip(self.seconds, base.seconds, strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         return middle, low, high
@@ -52,13 +52,13 @@ def interleaved(functions: Mapping[str, Callable[[], object]], *, repeats: int, 
 
 
 def _calls(timed: Callable[[Callable[[], object], int], float], function: Callable[[], object], least: float) -> int:
-    """How many calls fill the least time, after a first call, which may compile."""
+    """Count the calls that fill the least time, after a first call, which may compile."""
     function()
     return max(1, math.ceil(least / timed(function, 1))) if least else 1
 
 
 def _by_clock(function: Callable[[], object], calls: int) -> float:
-    """Seconds of a call, by the clock of the host."""
+    """Measure the seconds of a call by the clock of the host."""
     start = time.perf_counter()
     for _ in range(calls):
         function()
@@ -66,7 +66,7 @@ def _by_clock(function: Callable[[], object], calls: int) -> float:
 
 
 def _by_events(function: Callable[[], object], calls: int) -> float:
-    """Seconds of a call on the GPU, by its own clock."""
+    """Measure the seconds of a call on the GPU by its own clock."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()

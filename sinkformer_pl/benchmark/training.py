@@ -1,4 +1,4 @@
-"""What a training step costs under Sinkhorn beside Softmax, and how long a training waits for its data."""
+"""Measure a training step under Sinkhorn beside Softmax, and how long a training waits for its data."""
 
 import csv
 import subprocess
@@ -115,7 +115,7 @@ def _compare(
 
 
 def _ours(backbone: Callable[[NormalizationFactory], Backbone], n_iters: Sequence[int]) -> dict[str, nn.Module]:
-    """Our network, Softmax first."""
+    """Make our network, Softmax first."""
 
     def network(normalization: NormalizationFactory) -> nn.Module:
         made = backbone(normalization)
@@ -127,7 +127,7 @@ def _ours(backbone: Callable[[NormalizationFactory], Backbone], n_iters: Sequenc
 
 
 def _theirs(published: Published, n_iters: Sequence[int]) -> dict[str, nn.Module]:
-    """The published network, fused softmax attention first."""
+    """Make the published network, fused softmax attention first."""
     network = partial(published.network, width=WIDTH, heads=HEADS, inducing=INDUCING, classes=CLASSES)
     networks = {"published network, Softmax": network(attend=softmax_attention)}
     for n in n_iters:

@@ -171,7 +171,7 @@ def read_column_sums(path: Path) -> dict[str, dict[int, list[float]]]:
 
 
 def _first(trainer: pl.Trainer, samples: int) -> Batch:
-    """The same whatever the number of processes, none of whose loaders is disturbed."""
+    """Take the first samples, the same for any number of processes; no process's loader is disturbed."""
     data = getattr(trainer, "datamodule", None)
     loader = data.val_dataloader() if data is not None else trainer.val_dataloaders
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)

@@ -83,7 +83,7 @@ class Compile(pl.Callback):
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The members with attention of the network's lists of modules, outermost first; itself if there is none."""
+    """Find the members with attention of the network's lists of modules, outermost first; itself if there is none."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     members = [
         member for found in lists for member in found if any(isinstance(m, AttentionCore) for m in member.modules())
@@ -93,7 +93,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def next_size(tokens: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that isn't smaller."""
+    """Find the least of 16, 24, 32, 48, 64, 96, ... that isn't smaller."""
     size = SMALLEST
     while size < tokens:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3

@@ -208,14 +208,14 @@ class RequireFinite(pl.Callback):
             self._hook = None
 
     def _judged(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-        """The parameters whose gradients are to be finite."""
+        """Return the parameters whose gradients are to be finite."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() > SMALLEST_LOSS_SCALE:
             return []
         return [p for p in _parameters(optimizer) if p.grad is not None and p.grad.numel()]
 
     def _delay(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> int:
-        """How many steps late the judgement of a step may be read."""
+        """Return how many steps late the judgement of a step may be read."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None or not _leaves_out_steps(optimizer):
             return 0
         if self.delay is None:
@@ -266,12 +266,12 @@ def _stop(trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> NoR
 
 
 def _finite_rows(values: Tensor) -> Tensor:
-    """(B,) bool: whether all that belongs to a sample is finite."""
+    """Tell of each sample, (B,) bool, whether all that belongs to it is finite."""
     return values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()
 
 
 def _largest(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-    """(parameters,): the largest magnitude in each gradient, which is finite if all of it is; None without any."""
+    """Compute the largest magnitude in each gradient, (parameters,), finite if all of it is; None without any."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return None
@@ -282,7 +282,7 @@ def _largest(parameters: Sequence[nn.Parameter]) -> Tensor | None:
 
 
 def _leaves_out_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer heeds `found_inf`, by which PyTorch's loss scaling has steps left out on the device."""
+    """Tell whether an optimizer heeds `found_inf`, by which PyTorch's loss scaling skips steps on the device."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
     divided = any(hasattr(parameter, "full_tensor") for parameter in _parameters(optimizer))
     return fused and getattr(optimizer, "_step_supports_amp_scaling", False) and not divided

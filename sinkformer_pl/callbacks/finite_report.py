@@ -1,4 +1,4 @@
-"""What of a training step isn't finite, in words: the samples, the batch or the parameters."""
+"""Describe what of a training step isn't finite: the samples, the batch or the parameters."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ SHOWN = 3
 
 
 class Seen(NamedTuple):
-    """What is kept of a batch until it is judged; tensors stay on their device."""
+    """Parts of a batch that are kept until it is judged; tensors stay on their device."""
 
     number: int
     loss: Tensor
@@ -31,14 +31,14 @@ class Step(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a process found; of several, the one that is nearest to the cause speaks."""
+    """Finding of a process; of several, the one that is nearest to the cause speaks."""
 
     distance: int
     text: str
 
 
 def find(trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> Finding | None:
-    """What this process has that isn't finite; None where only another has."""
+    """Find what this process has that isn't finite; None where only another has."""
     data = getattr(trainer, "datamodule", None)
     for seen in step.window:
         if not bool(seen.loss.isfinite()):
@@ -78,7 +78,7 @@ def _of_loss(data: Any, seen: Seen) -> Finding:
 
 
 def not_finite(samples: Tensor | None, finite: Tensor | None) -> list[int]:
-    """The samples that aren't finite."""
+    """Find the samples that aren't finite."""
     if samples is None or finite is None or len(samples) != len(finite):
         return []
     return samples[~finite].tolist()
@@ -90,7 +90,7 @@ def _among(data: Any, window: Sequence[Seen]) -> str:
 
 
 def names_of(data: Any, split: str, indices: Sequence[int]) -> str:
-    """The names of some samples of a split; of more than `SHOWN` the first, and how many more."""
+    """Return the names of some samples of a split; of more than `SHOWN` the first, and how many more."""
     try:
         names = data.names(split)
     except (AttributeError, KeyError):  # No data module, or none of this package.
@@ -100,7 +100,7 @@ def names_of(data: Any, split: str, indices: Sequence[int]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names and the verb that fits their number."""
+    """Join names and the verb that fits their number."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more} {'are' if len(names) > 1 else 'is'}"
 

@@ -183,7 +183,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _require_same(folder: Path, request: Mapping[str, Any]) -> None:
-    """Runs of one folder have all but normalization and seed in common; more of those may be added at any time."""
+    """Refuse other arguments beside runs that are there; normalizations and seeds may be added at any time."""
     path = folder / RECORD
     if not path.is_file() or not any(versions(run) for run in folder.iterdir()):
         return

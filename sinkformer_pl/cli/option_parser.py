@@ -21,6 +21,7 @@ def at_least(least: int) -> Callable[[str], int]:
     """Make the type of an option that is a whole number of `least` or more."""
 
     def read(text: str) -> int:
+        """Read the number."""
         if not re.fullmatch(r"[+-]?\d+", text):
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
         if int(text) < least:

@@ -129,6 +129,7 @@ class _Check:
         self.layers = layers
 
     def error(self, key: str, text: str) -> UserError:
+        """Make an error of a key, with the file that it is from."""
         return UserError(f"{self.layers.source(key)}{text}")
 
     def spec(self, value: Any, place: Place, key: str, default: type | None = None) -> Spec:
@@ -237,6 +238,7 @@ class _Check:
             raise self.error(key, f"{key} {value}: expected {error}") from None
 
     def class_of(self, value: Any, places: Sequence[Place], parameter: inspect.Parameter, key: str) -> Spec:
+        """Check a class against each place that an argument has for one."""
         default = parameter.default if inspect.isclass(parameter.default) else None
         errors: list[Exception] = []
         for place in places:

@@ -65,7 +65,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def summaries(results: Sequence[Result], metric: str) -> list[Summary]:
-    """Each normalization over its seeds, in the order of the results.
+    """Summarize each normalization over its seeds, in the order of the results.
 
     Args:
         results: all runs.
@@ -85,7 +85,7 @@ def summaries(results: Sequence[Result], metric: str) -> list[Summary]:
 
 
 def differences(results: Sequence[Result], metric: str) -> list[Difference]:
-    """Each normalization but the first against the first, seed by seed.
+    """Subtract the first normalization from each other one, seed by seed.
 
     The interval takes the seeds as a sample of all seeds; that the test set is a sample too isn't in it.
 

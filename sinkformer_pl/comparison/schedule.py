@@ -45,6 +45,7 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
     refused: list[str] = []
 
     def work(trial: Trial) -> None:
+        """Do what is left of a trial, in the next free slot."""
         if stop.is_set():
             return
         slot = slots.get()

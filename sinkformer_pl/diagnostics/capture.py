@@ -28,7 +28,7 @@ class LayerAttention(NamedTuple):
     mask: AttentionMask
 
     def of_sample(self, sample: int) -> Tensor:
-        """The weights of one sample without its padding, (H, Q, K)."""
+        """Return the weights of one sample without its padding, (H, Q, K)."""
         weights = self.weights[sample]
         if self.mask.query is not None:
             weights = weights[:, self.mask.query[sample]]
@@ -81,7 +81,7 @@ def _look(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; compiled modules run as they were written.
+    """Set evaluation mode without gradient; compiled modules run as they were written.
 
     To compile them anew, for hooks and another batch, would take minutes and might change the code of the training.
     """

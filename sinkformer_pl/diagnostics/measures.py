@@ -102,14 +102,14 @@ def _real(weights: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def _entropy(masses: Tensor) -> Tensor:
-    """Over the last axis; NaN without mass."""
+    """Compute the entropy over the last axis; NaN without mass."""
     masses = masses.abs()
     shares = masses / masses.sum(-1, keepdim=True)
     return -torch.special.xlogy(shares, shares).sum(-1)
 
 
 def _by_head(values: Tensor) -> Tensor:
-    """(B, H) or (B, H, N) to (H, all)."""
+    """Rearrange (B, H) or (B, H, N) to (H, all)."""
     return values.transpose(0, 1).flatten(1)
 
 

@@ -83,7 +83,7 @@ class Page:
 
 
 def plotly_script() -> str:
-    """The script of plotly.
+    """Return the script of plotly.
 
     Raises:
         UserError: it isn't installed.

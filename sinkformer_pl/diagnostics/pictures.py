@@ -44,7 +44,7 @@ def save(figure: Figure, path: Path) -> np.ndarray:
 
 
 def draw_maps(layers: Sequence[LayerAttention], sample: int, title: str) -> Figure:
-    """The weights of one sample: a row for each layer, a column for each head, at most eight."""
+    """Draw the weights of one sample: a row for each layer, a column for each head, at most eight."""
     most = max(layer.weights.shape[1] for layer in layers)
     heads = min(most, HEADS)
     title += "; from 0 (dark) to the greatest of each (yellow)"
@@ -75,7 +75,7 @@ def draw_inputs(
     classes: Sequence[str],
     title: str,
 ) -> Figure | None:
-    """Samples, coloured by the attention that each token receives: from the class token, or else from all queries.
+    """Colour samples by the attention that each token receives: from the class token, or else from all queries.
 
     In units of even attention, mean over the heads; a row for each sample, a column with a colour bar for each layer.
     Layers whose keys aren't tokens are left out.
@@ -119,7 +119,7 @@ def draw_inputs(
 
 
 def draw_column_sums(history: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
-    """Sorted column sums of each layer, a line for each epoch, on a logarithmic axis.
+    """Draw the sorted column sums of each layer, a line for each epoch, on a logarithmic axis.
 
     Args:
         history: by layer and epoch, the quantiles of the column sums at even steps from 0 to 1.
@@ -157,7 +157,7 @@ def draw_column_sums(history: Mapping[str, Mapping[int, Sequence[float]]], title
 
 
 def _log_locator(low: float, high: float) -> Locator:
-    """Few enough ticks to read, and more than one."""
+    """Choose few enough ticks to read, and more than one."""
     if high < 10 * low:
         return MaxNLocator(6, steps=(1, 2, 5, 10))
     return LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,))
@@ -206,7 +206,7 @@ def _draw_points(axes: Any, points: np.ndarray, colours: np.ndarray) -> None:
 
 
 def _draw_words(axes: Axes, words: Sequence[str], colours: np.ndarray) -> None:
-    """Words in lines; how many are beyond the last line is said."""
+    """Write words in lines, and how many are beyond the last line."""
     axes.set(xlim=(0, CHARACTERS), ylim=(LINES + 1, 0))
     column = line = 0
     for number, (word, colour) in enumerate(zip(words, colours, strict=True)):

@@ -57,7 +57,7 @@ class ParticleAttention:
     def descent(
         cls, query: Tensor, key: Tensor, kernel: Kernel = "sinkhorn", epsilon: float = 1.0
     ) -> "ParticleAttention":
-        """Attention on dot products with W_V = -W_Q^T W_K / epsilon, under which K^0 and K^inf descend a functional.
+        """Make attention on dot products with W_V = -W_Q^T W_K / epsilon: K^0 and K^inf then descend a functional.
 
         Args:
             query: W_Q, (E, D).
@@ -79,16 +79,16 @@ class ParticleAttention:
     def smoothing(
         cls, dimension: int, epsilon: float, kernel: Kernel = "sinkhorn", cost: Cost = "l2"
     ) -> "ParticleAttention":
-        """Attention with identities for all three matrices, in float64: the mean of y under k(x, y)."""
+        """Make attention with identities for all three matrices, in float64: the mean of y under k(x, y)."""
         one = torch.eye(dimension, dtype=torch.float64)
         return cls(one, one, one, kernel, cost, epsilon)
 
     def under(self, kernel: Kernel) -> "ParticleAttention":
-        """The same attention under another kernel."""
+        """Return the same attention under another kernel."""
         return replace(self, kernel=kernel)
 
     def scores(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """c(x_i, y_j).
+        """Compute c(x_i, y_j).
 
         Args:
             x: (N, D), the dtype of the matrices.
@@ -103,7 +103,7 @@ class ParticleAttention:
         return -(queries[:, None] - keys).square().sum(-1) / (2 * self.epsilon)
 
     def weights(self, x: Tensor, log_mass: Tensor | None = None) -> Tensor:
-        """k(x_i, x_j) m_j, the attention matrix.
+        """Compute k(x_i, x_j) m_j, the attention matrix.
 
         Args:
             x: (N, D).
@@ -125,5 +125,5 @@ class ParticleAttention:
         return (scores + f + g + log_mass).exp()
 
     def __call__(self, x: Tensor, log_mass: Tensor | None = None) -> Tensor:
-        """The velocity of each particle, ∫ k(x_i, y) W_V y dmu(y), (N, D); arguments as of `weights`."""
+        """Compute the velocity of each particle, ∫ k(x_i, y) W_V y dmu(y), (N, D); arguments as of `weights`."""
         return self.weights(x, log_mass) @ x @ self.value.mT

@@ -1,4 +1,4 @@
-"""What attention descends: functionals of the measure, their gradients, and a test for whether there is one."""
+"""Functionals of the measure that attention descends, their gradients, and a test for whether there is one."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 def interaction_energy(attention: ParticleAttention, x: Tensor) -> Tensor:
-    """F^0(mu) = 1/2 ∫∫ exp(c(x, y)) dmu(x) dmu(y) of the uniform measure on the particles.
+    """Compute F^0(mu) = 1/2 ∫∫ exp(c(x, y)) dmu(x) dmu(y) of the uniform measure on the particles.
 
     Args:
         attention: has the scores; its kernel and value play no part.
@@ -27,7 +27,7 @@ def interaction_energy(attention: ParticleAttention, x: Tensor) -> Tensor:
 
 
 def transport_energy(attention: ParticleAttention, x: Tensor) -> Tensor:
-    """F^inf(mu) = -1/2 ∫∫ k log(k / exp(c)) dmu dmu of the uniform measure, with k the kernel of Sinkhorn.
+    """Compute F^inf(mu) = -1/2 ∫∫ k log(k / exp(c)) dmu dmu of the uniform measure, k the kernel of Sinkhorn.
 
     As log(k / exp(c)) = f + g, it is -1/2 ∫ (f + g) dmu. It is the largest value of 1/2 ∫∫ (c k - k log k) dmu dmu
     among all k whose integrals in x and y are 1: minus half the cost of entropic optimal transport from mu to itself.
@@ -48,7 +48,7 @@ def transport_energy(attention: ParticleAttention, x: Tensor) -> Tensor:
 
 
 def wasserstein_gradient(functional: Functional, x: Tensor) -> Tensor:
-    """The gradient in the Wasserstein metric at the uniform measure on the particles: N times that in the particles.
+    """Compute the Wasserstein gradient at the uniform measure on the particles: N times that in the particles.
 
     Args:
         functional: of the particles (N, D), a number.
@@ -63,7 +63,7 @@ def wasserstein_gradient(functional: Functional, x: Tensor) -> Tensor:
 
 
 def jacobian_asymmetry(field: Field, x: Tensor) -> float:
-    """|J - J^T| / |J| in the Frobenius norm, J the N·D x N·D Jacobian of all velocities in all particles.
+    """Compute |J - J^T| / |J| in the Frobenius norm, J the N·D x N·D Jacobian of velocities in particles.
 
     A field on particles of equal mass is a Wasserstein gradient only if this is 0.
 

@@ -13,7 +13,7 @@ from sinkformer_pl.flows.integrators import integrate
 
 
 def heat_drift(attention: ParticleAttention, x: Tensor, log_mass: Tensor | None = None) -> Tensor:
-    """(x_i - ∫ k(x_i, y) y dmu(y)) / epsilon, (N, D).
+    """Compute (x_i - ∫ k(x_i, y) y dmu(y)) / epsilon, (N, D).
 
     With the l2 cost, that of Sinkhorn is minus the Wasserstein gradient of F^inf, and tends to -1/2 grad log rho; that
     of softmax tends to -grad log rho.
@@ -27,12 +27,12 @@ def heat_drift(attention: ParticleAttention, x: Tensor, log_mass: Tensor | None 
 
 
 def limit_slope(kernel: Kernel, std: float) -> float:
-    """That of the drift of N(0, std²) as epsilon goes to 0 with the l2 cost, where -grad log rho = x / std²."""
+    """Return the slope of the drift of N(0, std²) as epsilon goes to 0 with the l2 cost; -grad log rho = x / std²."""
     return {"sinkhorn": 0.5, "softmax": 1.0}[kernel] / std**2
 
 
 def gaussian_slope(kernel: Kernel, cost: Cost, std: float, epsilon: float) -> float:
-    """Slope r of ∫ k(x, y) y dmu(y) = r x for mu = N(0, std²), in closed form.
+    """Compute the slope r of ∫ k(x, y) y dmu(y) = r x for mu = N(0, std²), in closed form.
 
     Sinkhorn has the same under both costs, that of entropic optimal transport of a Gaussian to itself.
 
@@ -48,7 +48,7 @@ def gaussian_slope(kernel: Kernel, cost: Cost, std: float, epsilon: float) -> fl
 
 
 def gaussian_grid(std: float, epsilon: float, reach: float = 10) -> tuple[Tensor, Tensor]:
-    """Points and logarithms of the masses of the trapezoidal rule for N(0, std²), as fine as the kernel asks for.
+    """Make points and log masses of the trapezoidal rule for N(0, std²), as fine as the kernel asks for.
 
     Args:
         std: standard deviation.
@@ -64,7 +64,7 @@ def gaussian_grid(std: float, epsilon: float, reach: float = 10) -> tuple[Tensor
 
 
 def measured_slope(kernel: Kernel, cost: Cost, std: float, epsilon: float) -> float:
-    """`gaussian_slope`, on a grid: the regression of the mean on x under the mass."""
+    """Measure `gaussian_slope` on a grid: the regression of the mean on x under the mass."""
     # Softmax of dot products looks std² / epsilon as far as x itself.
     reach = 10 + 6 * std**2 / epsilon if (kernel, cost) == ("softmax", "dot") else 10
     x, log_mass = gaussian_grid(std, epsilon, reach)
@@ -85,16 +85,16 @@ class Mixture:
     std: float = 0.4
 
     def after(self, time: float) -> "Mixture":
-        """The solution of d rho/dt = 1/2 Laplacian rho from here on."""
+        """Solve d rho/dt = 1/2 Laplacian rho from here on."""
         return Mixture(self.centres, math.sqrt(self.std**2 + time))
 
     def density(self, x: Tensor) -> Tensor:
-        """Density, of the shape of x."""
+        """Compute the density, of the shape of x."""
         z = (x[..., None] - torch.tensor(self.centres, dtype=x.dtype)) / self.std
         return ((-z.square() / 2).exp() / (self.std * math.sqrt(2 * math.pi))).mean(-1)
 
     def quantiles(self, n: int) -> Tensor:
-        """The n points that split the mass, at (i + 1/2) / n, in order, (n,), float64, by bisection."""
+        """Find the n points that split the mass, at (i + 1/2) / n, in order, (n,), float64, by bisection."""
         wanted = (torch.arange(n, dtype=torch.float64) + 0.5) / n
         centres = torch.tensor(self.centres, dtype=torch.float64)
         low, high = (torch.full_like(wanted, end) for end in (min(self.centres), max(self.centres)))
@@ -107,7 +107,7 @@ class Mixture:
 
 
 def heat_error(final: Tensor, solution: Mixture) -> float:
-    """Wasserstein distance of order 2 between particles on the line and the n quantiles of the exact solution.
+    """Compute the Wasserstein distance of order 2 from particles on the line to the n quantiles of the solution.
 
     Args:
         final: (n, 1).
@@ -135,7 +135,7 @@ def follow_heat(start: Mixture, *, particles: int, epsilon: float, time: float, 
 
 
 def fitted_order(epsilons: Sequence[float], errors: Sequence[float]) -> float:
-    """The slope of the straight line through the logarithms, by least squares."""
+    """Fit a straight line through the logarithms by least squares; returns its slope."""
     x = torch.tensor(epsilons, dtype=torch.float64).log()
     y = torch.tensor(errors, dtype=torch.float64).log()
     return float(((x - x.mean()) @ y) / (x - x.mean()).square().sum())

@@ -11,12 +11,12 @@ Integrator = Literal["euler", "rk4"]
 
 
 def euler(field: Field, x: Tensor, step: float) -> Tensor:
-    """One residual layer, x + step · field(x): with step 1 that of a transformer without anything but attention."""
+    """Add one residual layer, x + step · field(x): with step 1 that of a transformer with nothing but attention."""
     return x + step * field(x)
 
 
 def rk4(field: Field, x: Tensor, step: float) -> Tensor:
-    """One step of the classical Runge-Kutta method, of order 4."""
+    """Take one step of the classical Runge-Kutta method, of order 4."""
     k1 = field(x)
     k2 = field(x + step / 2 * k1)
     k3 = field(x + step / 2 * k2)

@@ -68,7 +68,7 @@ def _relative(step: Tensor, potential: Tensor) -> Tensor:
 
 
 def _gaps(scores: Tensor, log_mass: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the row and of the column sums."""
+    """Compute the logarithms of the row and of the column sums."""
     rows = f + (scores + g + log_mass).logsumexp(1, keepdim=True)
     columns = g + (scores + f + log_mass[:, None]).logsumexp(0, keepdim=True)
     return rows, columns

@@ -105,7 +105,7 @@ class HeatSettings:
 
 @dataclass(frozen=True)
 class Flow:
-    """What came of one kernel.
+    """Path of the particles under one kernel, and its measures.
 
     Attributes:
         kernel: of the attention.
@@ -128,7 +128,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Heat:
-    """What came of the heat limit.
+    """Errors in the heat limit, and the particles at its end.
 
     Attributes:
         drift_errors: by kernel and cost, from epsilon to the relative error of the drift's slope on the grid.
@@ -145,11 +145,11 @@ class Heat:
     final: Tensor
 
     def drift_order(self, kernel: Kernel) -> float:
-        """Fitted order in epsilon of the drift's error with the l2 cost."""
+        """Fit the order in epsilon of the drift's error with the l2 cost."""
         return _order(self.drift_errors[kernel, "l2"])
 
     def order(self, particles: int) -> float:
-        """Fitted order in epsilon of the distance from the solution."""
+        """Fit the order in epsilon of the distance from the solution."""
         return _order(self.errors[particles])
 
 
@@ -234,7 +234,7 @@ def reach_heat_limit(settings: HeatSettings) -> Heat:
 
 
 def drift_error(kernel: Kernel, std: float, epsilon: float, slope: float) -> float:
-    """Relative error of the drift (1 - slope) x / epsilon from its limit with the l2 cost."""
+    """Compute the relative error of the drift (1 - slope) x / epsilon from its limit with the l2 cost."""
     return abs((1 - slope) / epsilon / limit_slope(kernel, std) - 1)
 
 

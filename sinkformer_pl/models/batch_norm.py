@@ -66,5 +66,5 @@ class MaskedBatchNorm(nn.Module):
             return (centred * ((var + self.eps).rsqrt() * self.weight) + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
+        """Show the arguments in `print(model)`."""
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"

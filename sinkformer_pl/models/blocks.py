@@ -126,7 +126,7 @@ class TransformerEncoder(nn.Module):
 
     @property
     def normalization(self) -> AttentionNormalization:
-        """The normalization of the first block, for its promises and requirements."""
+        """Return the normalization of the first block, for its promises and requirements."""
         return self.blocks[0].attention.core.normalization  # type: ignore[union-attr, return-value]
 
     def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

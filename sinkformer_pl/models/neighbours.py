@@ -8,7 +8,7 @@ from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 
 
 def farthest_points(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    """Farthest point sampling: each centre is the point farthest from the centres before it.
+    """Sample farthest points: each centre is the point farthest from the centres before it.
 
     The first is the point farthest from the mean of the cloud, so that the centres don't depend on the order of the
     points; of points at equal distances the earliest is taken. No point is taken twice before every point has been,
@@ -60,7 +60,7 @@ def _(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
 
 
 def nearest_neighbours(queries: Tensor, points: Tensor, mask: Tensor | None, k: int) -> Tensor:
-    """The k points that are nearest to each query, by Euclidean distance, from near to far. No gradient.
+    """Find the k points nearest to each query, by Euclidean distance, from near to far. No gradient.
 
     Args:
         queries: (B, Q, D) coordinates of any float dtype.
@@ -88,6 +88,6 @@ def nearest_neighbours(queries: Tensor, points: Tensor, mask: Tensor | None, k: 
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of each sample: x (B, N, C) at index (B, ...) int64 gives (B, ..., C)."""
+    """Take rows of each sample: x (B, N, C) at index (B, ...) int64 gives (B, ..., C)."""
     first = torch.arange(len(x), device=x.device) * x.shape[1]
     return F.embedding(index + first.reshape(-1, *[1] * (index.ndim - 1)), x.flatten(0, 1))

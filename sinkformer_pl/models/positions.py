@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def token_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Positions of tokens (B, N), counted from the first real one of each sequence, which is 0.
+    """Count positions of tokens (B, N) from the first real one of each sequence, which is 0.
 
     Args:
         tokens: (B, N, ...); its sizes and device alone matter.
@@ -31,7 +31,7 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Vectors (..., dim) of int64 positions (...)."""
+        """Return vectors (..., dim) of int64 positions (...)."""
         return F.embedding(positions, self.table)
 
 
@@ -47,7 +47,7 @@ class SinusoidalPositions(nn.Module):
         self.dim = dim
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Vectors (..., dim) float32 of int64 positions (...)."""
+        """Compute vectors (..., dim) float32 of int64 positions (...)."""
         # Not a buffer, which a network in half precision would round.
         even = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32)
         angles = positions[..., None] * torch.exp(even * (-math.log(10000.0) / self.dim))

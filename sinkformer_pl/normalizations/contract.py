@@ -60,7 +60,7 @@ class AttentionNormalization(nn.Module, ABC):
 
     @property
     def guarantees(self) -> Guarantees:
-        """Promises and requirements in their old spelling."""
+        """Return promises and requirements in their old spelling."""
         return old_view(self)
 
     @guarantees.setter

@@ -48,5 +48,5 @@ class Entmax(ScoreNormalization):
         self.alpha = float(alpha)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.entmax` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.entmax` to scores (B, H, Q, K)."""
         return entmax(scores, self.alpha, mask=mask)

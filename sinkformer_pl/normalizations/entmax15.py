@@ -23,5 +23,5 @@ class Entmax15(ScoreNormalization):
     promises = Promises(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.entmax15` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.entmax15` to scores (B, H, Q, K)."""
         return entmax15(scores, mask=mask)

@@ -56,7 +56,7 @@ class GumbelSinkhorn(ScoreNormalization):
             self.promises = replace(self.promises, unit_columns=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K), noisy in training mode."""
+        """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K), noisy in training mode."""
         noisy = scores + gumbel_noise(scores.shape, scores) if self.training else scores
         return ops.sinkhorn(noisy / self.noise_temperature, self.n_iters, mask=mask)
 
@@ -75,6 +75,6 @@ class GumbelSinkhorn(ScoreNormalization):
 
 
 def gumbel_noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Draws of the standard Gumbel distribution, in the dtype and on the device of `like`; always finite."""
+    """Draw from the standard Gumbel distribution, in the dtype and on the device of `like`; always finite."""
     exponential = like.new_empty(shape).exponential_()
     return -exponential.clamp(min=torch.finfo(like.dtype).tiny).log()

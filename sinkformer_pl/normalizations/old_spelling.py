@@ -46,5 +46,5 @@ def adopt_class(cls: type) -> None:
 
 
 def old_view(owner: Any) -> Guarantees:
-    """Promises and requirements of an instance in the old spelling."""
+    """Return promises and requirements of an instance in the old spelling."""
     return Guarantees(**asdict(owner.promises), square=owner.requires_square, tied=owner.requires_tied)

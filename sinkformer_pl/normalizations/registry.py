@@ -42,7 +42,7 @@ def register(cls: Normalization) -> Normalization:
 
 
 def registered() -> dict[str, type[AttentionNormalization]]:
-    """Every registered normalization by its name, in the order of registration."""
+    """Return every registered normalization by its name, in the order of registration."""
     return dict(_registered)
 
 

@@ -20,5 +20,5 @@ class ReLU(ScoreNormalization):
     promises = Promises(sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.pointwise.relu` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.pointwise.relu` to scores (B, H, Q, K)."""
         return relu(scores, mask=mask)

@@ -43,7 +43,7 @@ class ScalableSoftmax(ScoreNormalization):
         self.factor = float(s)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.softmax.scalable_softmax` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.softmax.scalable_softmax` to scores (B, H, Q, K)."""
         return scalable_softmax(scores, self.factor, mask=mask)
 
     def attend(

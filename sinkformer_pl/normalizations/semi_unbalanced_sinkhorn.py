@@ -65,7 +65,7 @@ class SemiUnbalancedSinkhorn(ScoreNormalization):
             self.promises = replace(self.promises, unit_columns=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K), with the column step damped."""
+        """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K), with the column step damped."""
         return ops.sinkhorn(scores, self.n_iters, mask=mask, lam=self.lam)
 
     def attend(

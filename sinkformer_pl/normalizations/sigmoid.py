@@ -37,7 +37,7 @@ class Sigmoid(ScoreNormalization):
         self.bias = bias
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.pointwise.sigmoid` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.pointwise.sigmoid` to scores (B, H, Q, K)."""
         return sigmoid(scores, bias=self.bias, mask=mask)
 
     def extra_repr(self) -> str:

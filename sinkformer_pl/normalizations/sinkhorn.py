@@ -52,7 +52,7 @@ class Sinkhorn(ScoreNormalization):
             self.promises = replace(self.promises, exact_gradient=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.sinkhorn` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K)."""
         return ops.sinkhorn(scores, self.n_iters, mask=mask)
 
     def attend(

@@ -22,7 +22,7 @@ class Softmax(ScoreNormalization):
     promises = Promises(row_sums="one", equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """Row softmax of scores (B, H, Q, K) over the keys that the mask permits."""
+        """Apply softmax to the rows of scores (B, H, Q, K), over the keys that the mask permits."""
         return softmax(scores, mask=mask)
 
     def attend(

@@ -25,7 +25,7 @@ class Softmax1(ScoreNormalization):
     promises = Promises(row_sums="at most one", equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.softmax.softmax` of scores (B, H, Q, K), with a sink."""
+        """Apply `sinkformer_pl.ops.softmax.softmax` with a sink to scores (B, H, Q, K)."""
         return softmax(scores, mask=mask, sink=True)
 
     def attend(

@@ -23,5 +23,5 @@ class Softpick(ScoreNormalization):
     promises = Promises(row_sums="at most one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.softmax.softpick` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.softmax.softpick` to scores (B, H, Q, K)."""
         return softpick(scores, mask=mask)

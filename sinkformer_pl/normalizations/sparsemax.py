@@ -22,5 +22,5 @@ class Sparsemax(ScoreNormalization):
     promises = Promises(row_sums="one", sparse=True, equivariant=True, pairs=True, causal=True)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.sparsemax` of scores (B, H, Q, K)."""
+        """Apply `sinkformer_pl.ops.sparsemax` to scores (B, H, Q, K)."""
         return sparsemax(scores, mask=mask)

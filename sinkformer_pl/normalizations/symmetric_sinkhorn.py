@@ -46,7 +46,7 @@ class SymmetricSinkhorn(ScoreNormalization):
             self.promises = replace(self.promises, unit_columns=False)
 
     def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """`sinkformer_pl.ops.symmetric_sinkhorn` of scores (B, H, N, N), which must equal their transpose."""
+        """Apply `sinkformer_pl.ops.symmetric_sinkhorn` to scores (B, H, N, N), which must equal their transpose."""
         return symmetric_sinkhorn(scores, self.n_iters, mask=mask)
 
     def attend(

@@ -167,13 +167,13 @@ def _of_support(inside: Tensor) -> Tensor:
 
 
 def _descending(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in descending order, and 1, ..., K; nothing below -1, where no threshold is, so that sums stay small."""
+    """Sort each row in descending order, and count 1, ..., K; nothing below -1, where no threshold is."""
     counts = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     return x.clamp(min=-1).sort(-1, descending=True).values, counts
 
 
 def _by_bisection(x: Tensor, alpha: Tensor, num_keys: Tensor) -> Tensor:
-    """Searches the logarithm of the largest weight, in [-log(num_keys), 0], from which the others follow."""
+    """Search the logarithm of the largest weight, in [-log(num_keys), 0], from which the others follow."""
     resolution = torch.finfo(x.dtype).eps
     excess = (alpha - 1).clamp(min=resolution)
 
@@ -191,7 +191,7 @@ def _by_bisection(x: Tensor, alpha: Tensor, num_keys: Tensor) -> Tensor:
 
 
 def _second_remainder(w: Tensor) -> Tensor:
-    """(e^w - 1 - w) / w^2, for w of at least 0."""
+    """Compute (e^w - 1 - w) / w^2, for w of at least 0."""
     small = w < 0.3
     near, far = w.where(small, 0.0), w.where(~small, 1.0)
     series = torch.zeros_like(w)

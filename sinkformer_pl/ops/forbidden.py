@@ -67,7 +67,7 @@ def _apply(
 
 
 def _with_axes_of(scores: Tensor, entries: Tensor) -> Tensor:
-    """Entries with leading axes of size 1, so that they have all the axes of the scores."""
+    """Add leading axes of size 1, so that entries have all the axes of the scores."""
     shape = (1,) * (scores.ndim - entries.ndim) + tuple(entries.shape)
     if len(shape) > scores.ndim or any(a not in (1, b) for a, b in zip(shape, scores.shape, strict=True)):
         raise ValueError(f"a bias {tuple(entries.shape)} doesn't broadcast to scores {tuple(scores.shape)}")

@@ -33,7 +33,7 @@ def low_rank_sinkhorn(
     scale: float | Tensor = 1.0,
     mask: AttentionMask | None = None,
 ) -> LowRankPlan:
-    """Two entropic couplings glued at r pivots: P1 of queries and pivots, P2 of pivots and keys.
+    """Glue two entropic couplings at r pivots: P1 of queries and pivots, P2 of pivots and keys.
 
     With z the masses, P1 has the marginals 1/Q and z and ends on its query step, P2 has z and 1/K and ends on its pivot
     step, Q and K the numbers of real queries and keys of the sample. The weights are Q P1 diag(1/z) P2, given as two
@@ -135,7 +135,7 @@ def _check(q: Tensor, pivots: Tensor, masses: Tensor, n_iters: int, mask: Attent
 def _marginals(
     q: Tensor, k: Tensor, masses: Tensor, mask: AttentionMask
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Sums of rows and columns of the coupling of queries and pivots, and of that of pivots and keys.
+    """Compute the sums of rows and columns of the coupling of queries and pivots, and of pivots and keys.
 
     A marginal of 0 takes padding out of a coupling. Marginals 1 and Q z, not 1/Q and z, give Q P1 at once.
     """
@@ -147,5 +147,5 @@ def _marginals(
 
 
 def _inverse(masses: Tensor) -> Tensor:
-    """1/z, (H, r, 1). A mass that underflowed to 0 leaves 0 in the coupling, not 0/0."""
+    """Compute 1/z, (H, r, 1). A mass that underflowed to 0 leaves 0 in the coupling, not 0/0."""
     return 1 / masses.clamp(min=torch.finfo(masses.dtype).tiny)[..., None]

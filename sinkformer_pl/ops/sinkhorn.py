@@ -88,7 +88,7 @@ def sinkhorn(
 
 
 def marginal_error(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
-    """The residual of a plan: its largest distance from unit rows and from columns of Q/K, over real tokens.
+    """Compute the residual of a plan: its largest distance from unit rows and columns of Q/K, over real tokens.
 
     Args:
         weights: (..., Q, K), in practice (B, H, Q, K).

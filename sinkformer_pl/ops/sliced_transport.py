@@ -27,7 +27,7 @@ def sliced_transport(
     directions: Tensor | None = None,
     mask: AttentionMask | None = None,
 ) -> Tensor:
-    """Expected sliced transport plan of queries and keys, times n, times the values.
+    """Multiply the expected sliced transport plan of queries and keys, times n, and the values.
 
     A slice l projects queries and keys to numbers x and y. Its soft permutations are
     A_ij = softmax_j(-(sorted(x)_i - x_j)² / sort_temperature) and B, the same of y; its plan is U_l = Aᵀ B / n, and the
@@ -109,19 +109,19 @@ def require_temperatures(sort_temperature: float, slice_temperature: float) -> N
 
 
 def _soft_cost(distances: Tensor, x: Tensor, y: Tensor, mask: AttentionMask, temperature: float) -> Tensor:
-    """Total distance (B, H, m) under Aᵀ B, of the slices x and y (B, H, m, n)."""
+    """Compute the total distance (B, H, m) under Aᵀ B, of the slices x and y (B, H, m, n)."""
     a, b = _soft_permutation(x, mask.query, temperature), _soft_permutation(y, mask.key, temperature)
     return ((a @ distances[:, :, None]) * b).sum((-2, -1))
 
 
 def _soft_moved(v: Tensor, shares: Tensor, x: Tensor, y: Tensor, mask: AttentionMask, temperature: float) -> Tensor:
-    """Aᵀ B v (B, H, n, Dv), summed over the slices with their shares (B, H, m)."""
+    """Compute Aᵀ B v (B, H, n, Dv), summed over the slices with their shares (B, H, m)."""
     a, b = _soft_permutation(x, mask.query, temperature), _soft_permutation(y, mask.key, temperature)
     return (shares[..., None, None] * (a.mT @ (b @ v[:, :, None]))).sum(2)
 
 
 def _soft_permutation(x: Tensor, real: Tensor | None, temperature: float) -> Tensor:
-    """Matrices (B, H, m, n, n) of ranks and tokens of x (B, H, m, n); 0 at padding and at the ranks that it leaves."""
+    """Make matrices (B, H, m, n, n) of ranks and tokens of x (B, H, m, n); 0 at padding and unused ranks."""
     ranked, mask = x.sort(-1).values, AttentionMask()
     if real is not None:
         mask = AttentionMask(torch.arange(x.shape[-1], device=x.device) < real.sum(-1, keepdim=True), real)
@@ -131,17 +131,17 @@ def _soft_permutation(x: Tensor, real: Tensor | None, temperature: float) -> Ten
 
 
 def _hard_cost(q: Tensor, k: Tensor, key_of_query: Tensor) -> Tensor:
-    """Total distance (B, H, m) of the matched tokens. Padding is matched to padding, at distance 0."""
+    """Compute the total distance (B, H, m) of the matched tokens. Padding is matched to padding, at distance 0."""
     return torch.linalg.vector_norm(q[:, :, None] - _gathered(k, key_of_query), dim=-1).sum(-1)
 
 
 def _hard_moved(v: Tensor, shares: Tensor, key_of_query: Tensor) -> Tensor:
-    """The value of each query's key (B, H, n, Dv), summed over the slices with their shares (B, H, m)."""
+    """Take the value of each query's key (B, H, n, Dv), summed over the slices with their shares (B, H, m)."""
     return (shares[..., None, None] * _gathered(v, key_of_query)).sum(2)
 
 
 def _same_rank(x: Tensor, y: Tensor, mask: AttentionMask) -> Tensor:
-    """For each query of the slices (B, H, m, n) the key of its rank. Padding has the last ranks."""
+    """Find for each query of the slices (B, H, m, n) the key of its rank. Padding has the last ranks."""
     query_of_rank, key_of_rank = (
         (tokens if real is None else tokens.where(real[:, None, None], math.inf)).argsort(stable=True, dim=-1)
         for tokens, real in ((x, mask.query), (y, mask.key))
@@ -150,7 +150,7 @@ def _same_rank(x: Tensor, y: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def _gathered(tokens: Tensor, at: Tensor) -> Tensor:
-    """Tokens (B, H, n, D) in the order of each slice (B, H, m, n)."""
+    """Take tokens (B, H, n, D) in the order of each slice (B, H, m, n)."""
     width, slices = tokens.shape[-1], at.shape[-2]
     return tokens[:, :, None].expand(-1, -1, slices, -1, -1).gather(-2, at[..., None].expand(*at.shape, width))
 
@@ -161,7 +161,7 @@ def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def _project(tokens: Tensor, directions: Tensor | None) -> Tensor:
-    """Features (B, H, n, D), or their projections (B, H, n, m)."""
+    """Return features (B, H, n, D), or their projections (B, H, n, m)."""
     return tokens if directions is None else tokens @ F.normalize(directions.to(tokens.dtype), dim=-1).mT
 
 

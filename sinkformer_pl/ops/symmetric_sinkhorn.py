@@ -10,7 +10,7 @@ from sinkformer_pl.ops.sinkhorn import require_half_steps
 
 
 def symmetric_sinkhorn(scores: Tensor, n_iters: int = 3, *, mask: AttentionMask | None = None) -> Tensor:
-    """The plan of `sinkhorn` for scores that equal their transpose, whose two potentials are one.
+    """Compute the plan of `sinkhorn` for scores that equal their transpose, whose two potentials are one.
 
     With S(f)_i = -logsumexp_j(scores_ij + f_j) and f = 0 to begin with, all steps but the last are f <- (f + S(f)) / 2;
     the weights are exp(scores_ij + S(f)_i + f_j). Near the limit P, whose eigenvalues are 1 = p_1 > p_2 >= ..., a step

@@ -44,7 +44,7 @@ class Case:
         return self.k is self.q
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, without keys that are the queries and a bias that is None."""
+        """Return its tensors by name, without keys that are the queries and a bias that is None."""
         tensors = {"q": self.q, "k": self.k, "v": self.v, "bias": self.bias}
         return {name: x for name, x in tensors.items() if x is not None and not (name == "k" and self.tied)}
 
@@ -58,11 +58,11 @@ class Case:
         return self.put({name: change(x) for name, x in self.tensors().items() if name in names or not names})
 
     def leaves(self) -> "Case":
-        """The same memory, in tensors that ask for gradients."""
+        """Return the same memory, in tensors that ask for gradients."""
         return self.map(lambda x: x.detach().requires_grad_())
 
     def select(self, samples=_ALL, queries=_ALL, keys=_ALL) -> "Case":
-        """Some samples, queries and keys, in some order; `pairs` are those of every sample.
+        """Select samples, queries and keys, in some order; `pairs` are those of every sample.
 
         Where they are tied, `queries` and `keys` must be the same.
         """
@@ -79,7 +79,7 @@ class Case:
         return self.put(selected({**self.tensors()}), mask=mask)
 
     def allowed(self) -> Tensor:
-        """The pairs that count, (B, H, Q, K)."""
+        """Return the pairs that count, (B, H, Q, K)."""
         scores = self.q @ self.k.mT
         return (self.mask or AttentionMask()).allowed(scores).expand_as(scores)
 
@@ -87,12 +87,12 @@ class Case:
 def token_mask(
     tied: bool, query: Tensor | None = None, key: Tensor | None = None, pairs: Tensor | None = None
 ) -> AttentionMask:
-    """A mask, with one entry for queries and keys where they are tied."""
+    """Make a mask, with one entry for queries and keys where they are tied."""
     return AttentionMask(query, query if tied else key, pairs)
 
 
 def draw(shape: Sequence[int], dtype: torch.dtype, seed: int = 5) -> Tensor:
-    """Normal numbers, the same at each call."""
+    """Draw normal numbers, the same at each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
@@ -108,7 +108,7 @@ def draw_case(
     square: bool,
     tied: bool,
 ) -> Case:
-    """An input with a kind of mask, of sizes (B, H, Q, K), whose scores have the given standard deviation."""
+    """Draw an input with a kind of mask, of sizes (B, H, Q, K), whose scores have the standard deviation `std`."""
     batch, heads, queries, keys = sizes
 
     def tokens(count: int, width: int, seed: int) -> Tensor:  # heads come transposed from an attention layer

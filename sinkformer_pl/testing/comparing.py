@@ -15,13 +15,13 @@ def require(holds: bool | Tensor, message: str) -> None:
 
 
 def finite(results: dict[str, Tensor]) -> None:
-    """No NaN, no infinity."""
+    """Require that there is no NaN, no infinity."""
     for name, values in results.items():
         require(values.isfinite().all(), f"{name} has NaN or infinity")
 
 
 def zero(values: Tensor, what: str) -> None:
-    """Exactly 0."""
+    """Require exactly 0."""
     wrong = values[values != 0].tolist()  # NaN is wrong too
     require(not wrong, f"{what} must be exactly 0, found {', '.join(f'{x:.3g}' for x in wrong[:3])}")
 

@@ -31,7 +31,7 @@ class Subject:
     unchecked: list[str] = field(default_factory=list)  # claims that hold in a limit that wasn't reached
 
     def make(self, dtype=torch.float64, *, factory: NormalizationFactory | None = None, seed=0):
-        """A new instance for evaluation, built as an attention layer does; parameters in float32 or above."""
+        """Make an instance for evaluation, built as an attention layer does; parameters in float32 or above."""
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(self.seed + seed)
             module = (factory or self.factory)()
@@ -39,7 +39,7 @@ class Subject:
         return module.to(torch.promote_types(dtype, torch.float32)).eval()
 
     def run(self, module: AttentionNormalization, case: Case, upstream: Tensor | None = None, autocast=False):
-        """Results by name: attend, weights, and the gradients of the product of attend's output with `upstream`."""
+        """Compute results by name: attend, weights, and the gradients of attend's output times `upstream`."""
         self.seen, case = case, case.leaves()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             output, weights = case.attend(module), case.weights(module)
@@ -67,13 +67,13 @@ class Subject:
         return not self.refuses(self.case(bias=True))
 
     def cases(self, dtype=torch.float64, **sizes) -> Iterator[Case]:
-        """One input with every kind of mask that is to be honoured."""
+        """Draw one input with every kind of mask that is to be honoured."""
         g = self.promises
         kinds = ["none", "padding", "empty sample", *["pairs"] * g.pairs, *["causal"] * g.causal]
         return (self.case(kind, dtype, **sizes) for kind in kinds)
 
     def case(self, kind="none", dtype=torch.float64, *, batch=2, queries=5, keys=7, std=1.0, bias: bool | None = None):
-        """An input, with a bias if it is taken; as many queries as keys, or the same, where that is needed."""
+        """Draw an input, with a bias if it is taken; as many queries as keys, or the same, where that is needed."""
         square, bias = self.requires_square, self.takes_bias if bias is None else bias
         sizes = (batch, self.num_heads, queries, queries if square or kind == "causal" else keys)
         drawn = {"sizes": sizes, "head_dim": self.head_dim, "std": std, "seed": self.seed}
@@ -82,5 +82,5 @@ class Subject:
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Its parameters that ask for gradients, by name."""
+    """Return the parameters of a module that ask for gradients, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

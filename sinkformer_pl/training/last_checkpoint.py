@@ -199,7 +199,7 @@ def _most(found: Iterable[tuple[Tensor, None]]) -> tuple[int, bool]:
 
 
 def _interval(every: int | str | None) -> tuple[int | None, float | None]:
-    """Steps and seconds, of which one at most isn't None."""
+    """Return steps and seconds, of which one at most isn't None."""
     if every is None:
         return None, None
     found = re.fullmatch(r"(\d+) ?(s|min|h)?", str(every))

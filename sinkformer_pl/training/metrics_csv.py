@@ -47,7 +47,7 @@ class MetricsCSV(Logger):
 
     @property
     def file(self) -> CSVFile:
-        """The file, looked into at the first use: only the first process has one."""
+        """Return the file, looked into at the first use: only the first process has one."""
         self._file = self._file or CSVFile(self.folder / "metrics.csv", sort=True)
         return self._file
 

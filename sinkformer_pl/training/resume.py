@@ -216,7 +216,7 @@ def _metrics(module: pl.LightningModule) -> list[tuple[str, Metric]]:
 
 
 def _moved(state: dict[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """Copies on a device; a state is a tensor or a list of them."""
+    """Copy a state to a device; it is a tensor or a list of them."""
 
     def copy(value: Tensor) -> Tensor:
         return value.detach().to(device, copy=True)
