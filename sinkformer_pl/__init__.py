@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sinkformer_pl.inference import load
     from sinkformer_pl.normalizations import Sinkhorn, register
     from sinkformer_pl.ops import AttentionMask, sinkhorn_attention
     from sinkformer_pl.tasks import Classifier
@@ -15,12 +16,13 @@ _HOMES = {
     "AttentionMask": "sinkformer_pl.ops",
     "Classifier": "sinkformer_pl.tasks",
     "Sinkhorn": "sinkformer_pl.normalizations",
+    "load": "sinkformer_pl.inference",
     "register": "sinkformer_pl.normalizations",
     "sinkhorn_attention": "sinkformer_pl.ops",
 }
 """Modules of the public names, imported when a name is first asked for: torch and Lightning take seconds."""
 
-__all__ = ["AttentionMask", "Classifier", "Sinkhorn", "__version__", "register", "sinkhorn_attention"]
+__all__ = ["AttentionMask", "Classifier", "Sinkhorn", "__version__", "load", "register", "sinkhorn_attention"]
 
 
 def __getattr__(name: str) -> Any:

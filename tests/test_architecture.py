@@ -21,6 +21,17 @@ MAY_IMPORT = {
     "data": {"training", "batch", "errors"},
     "callbacks": {"training", "diagnostics", "models", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},
+    "inference": {
+        "batch",
+        "data",
+        "diagnostics",
+        "errors",
+        "factories",
+        "models",
+        "normalizations",
+        "tasks",
+        "training",
+    },
     "testing": {"normalizations", "ops", "errors"},
     "benchmark": {"models", "normalizations", "ops", "errors"},
     "flows": {"ops", "errors", "tables"},
@@ -35,6 +46,7 @@ MAY_IMPORT = {
         "errors",
         "factories",
         "flows",
+        "inference",
         "models",
         "normalizations",
         "tasks",
@@ -45,7 +57,7 @@ MAY_IMPORT = {
     # Names of version 0.1.
     "checkpoints": {"training"},
     "runs": {"training"},
-    "__init__": {"normalizations", "ops", "tasks"},
+    "__init__": {"inference", "normalizations", "ops", "tasks"},
 }
 
 
@@ -110,7 +122,8 @@ def imported(node: ast.stmt) -> set[str]:
 
 
 OF_LOOPS = {"fit_loop", "epoch_loop", "val_loop", "epoch_progress", "batch_progress"}
-PUBLIC_ALL_THE_SAME = {"_exit", "_replace", "_asdict", "_fields"}  # os._exit, and that of named tuples
+# os._exit, those of named tuples, and what notebooks ask for.
+PUBLIC_ALL_THE_SAME = {"_exit", "_replace", "_asdict", "_fields", "_repr_html_"}
 
 
 def private_names(path: Path) -> set[str]:

@@ -15,7 +15,14 @@ from sinkformer_pl import factories, normalizations, ops, tasks
 
 ROOT = Path(__file__).parents[1]
 IMPORTED_BY_OTHERS = {"tensorboard"}  # Lightning's logger needs it
-OPTIONAL = {"h5py", "plotly", "geomloss", "ot", "triton"}  # extras, benchmarked peers, what PyTorch brings for GPUs
+OPTIONAL = {
+    "h5py",
+    "pyarrow",
+    "plotly",
+    "geomloss",
+    "ot",
+    "triton",
+}  # extras, peers, what PyTorch brings
 
 
 def modules_after(code: str) -> set[str]:

@@ -33,7 +33,7 @@ usage: python -m sinkformer_pl COMMAND ...
 
   fit             train: --config configs/pointcloud.yaml [--model.normalization NAME] [--data.root PATH] ...
   validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
-  predict         write predictions.csv: --ckpt_path PATH
+  predict         say what files, folders, lines or tables are: --ckpt_path PATH FILE... [--output NAME.csv]
   compare         train and test under several normalizations and seeds: --config FILE --normalizations Softmax,Sinkhorn
   inspect         write attention to an HTML page: --ckpt_path PATH [--split test] (needs plotly)
   normalizations  list every registered normalization and what it guarantees
@@ -109,6 +109,10 @@ def _dispatch(argv: list[str]) -> None:
         print(USAGE)
     elif command == "--version":
         print(f"sinkformer_pl {version('sinkformer_pl')}, torch {version('torch')}")
+    elif command == "predict":
+        from sinkformer_pl.cli.predict import run
+
+        run(rest)
     elif command in TRAINING_COMMANDS:
         from sinkformer_pl.cli.run import train_or_evaluate
 

@@ -42,7 +42,7 @@ class ResumableLoader(DataLoader[Sample]):
     """
 
     def __init__(self, *args: Any, position: Callable[[], int], **kwargs: Any) -> None:
-        own = {"collate_fn": _collate, "worker_init_fn": _heed_the_training_alone}
+        own = {"collate_fn": _collate, "worker_init_fn": heed_the_training_alone}
         super().__init__(*args, **(own | kwargs))
         self.position = position
 
@@ -91,7 +91,7 @@ def _collate(samples: Sequence[Sample]) -> Batch | _Message:
     return _Message(tuple(None if part is None else part.numpy() for part in batch))
 
 
-def _heed_the_training_alone(worker: int) -> None:
+def heed_the_training_alone(worker: int) -> None:
     """Keep a worker alive when a signal comes to all processes of a terminal or a job: the training ends it."""
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):

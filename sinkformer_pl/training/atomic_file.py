@@ -2,21 +2,26 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, Literal, TextIO, overload
 
 
+@overload
+def replacing(path: Path) -> AbstractContextManager[TextIO]: ...
+@overload
+def replacing(path: Path, mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """Open a new text file, which gets the name `path` when the block ends well; its folder is made.
+def replacing(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[Any]:
+    """Open a new file, text by default, which gets the name `path` when the block ends well; its folder is made.
 
     A process that is killed leaves the old file or the new one; a block that fails, the old one alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", newline="", encoding="utf-8") as file:
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8"} if mode == "w" else {}
+        with part.open(mode, **text) as file:
             yield file
         os.replace(part, path)
     finally:

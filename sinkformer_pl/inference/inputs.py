@@ -1,0 +1,139 @@
+"""Inputs of a network from what one has: files, images, texts, arrays, tensors."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sinkformer_pl.batch import pad
+from sinkformer_pl.data.preprocessing import Preprocessing
+from sinkformer_pl.data.texts.base import read_utf8
+from sinkformer_pl.errors import UserError
+
+
+class Item(NamedTuple):
+    """A raw input.
+
+    Attributes:
+        name: for results and messages.
+        raw: a path, text, image or array, as the preprocessing takes it; or the error that ended the source.
+        label: its class, where that is known.
+    """
+
+    name: str
+    raw: Any
+    label: str | None = None
+
+
+class Prepared(NamedTuple):
+    """Inputs of a batch.
+
+    Attributes:
+        items: with the raw inputs left out.
+        errors: of each item, None for a good one.
+        fatal: whether the last error ended the source.
+        inputs: of the good items, padded; None if there are none.
+        mask: real tokens, None where all are.
+    """
+
+    items: Sequence[Item]
+    errors: Sequence[str | None]
+    fatal: bool
+    inputs: Tensor | None
+    mask: Tensor | None
+
+
+def prepare(items: Sequence[Item], preprocessing: Preprocessing) -> Prepared:
+    """Make the inputs of a batch; what is wrong with an item is kept beside those that are well."""
+    inputs: list[Tensor] = []
+    errors: list[str | None] = []
+    for item in items:
+        try:
+            if isinstance(item.raw, UserError):
+                raise item.raw
+            inputs.append(preprocessing(_CHECKS[preprocessing.kind](item.raw, item.name)))
+            errors.append(None)
+        except UserError as error:
+            errors.append(str(error))
+    fatal = bool(items) and isinstance(items[-1].raw, UserError)
+    kept = [item._replace(raw=None) for item in items]
+    return Prepared(kept, errors, fatal, *(pad(inputs) if inputs else (None, None)))
+
+
+def items_from(inputs: Any, kind: str) -> Iterator[Item]:
+    """Name the inputs of a call from Python; a single one stands for a list of one.
+
+    Args:
+        inputs: one, or any iterable of them: paths; images of Pillow, arrays or tensors; strings, which are texts for a
+            model of texts and paths for any other.
+        kind: of the preprocessing.
+    """
+    single = isinstance(inputs, str | Path | Image.Image) or (
+        isinstance(inputs, np.ndarray | Tensor) and inputs.ndim <= _DIMENSIONS.get(kind, 0)
+    )
+    listed: Iterable[Any] = [inputs] if single else inputs
+    for place, raw in enumerate(listed):
+        if isinstance(raw, str) and kind != "texts":
+            raw = Path(raw)
+        yield Item(str(raw) if isinstance(raw, Path) else f"{place}", raw)
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, the last one of what is left."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+_DIMENSIONS = {"images": 3, "point clouds": 2}
+"""Of one sample as an array."""
+
+
+def _text(raw: Any, name: str) -> str:
+    text = read_utf8(raw) if isinstance(raw, Path) else raw
+    if not isinstance(text, str):
+        raise UserError(f"{name}: a {type(text).__name__}; give text")
+    if not text.strip():
+        raise UserError(f"{name}: an empty text; give one with words")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name}: half of a surrogate pair at character {error.start}; repair it") from None
+    return text
+
+
+def _image(raw: Any, name: str) -> Any:
+    if isinstance(raw, Path | Image.Image):
+        return raw
+    if not isinstance(raw, np.ndarray | Tensor):
+        raise UserError(f"{name}: a {type(raw).__name__}; give a path, an image of Pillow, an array or a tensor")
+    pixels = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(np.array(raw))
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    elif pixels.ndim == 3 and isinstance(raw, np.ndarray) and pixels.shape[-1] in (1, 3):
+        pixels = pixels.permute(2, 0, 1)
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or min(pixels.shape[1:]) < 2:
+        raise UserError(f"{name}: {tuple(raw.shape)}; an array is (H, W) or (H, W, 1 or 3), a tensor (1 or 3, H, W)")
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise UserError(f"{name}: {pixels.dtype} from {pixels.min():.3g} to {pixels.max():.3g}; give uint8, or 0 to 1")
+    return pixels.float()
+
+
+def _cloud(raw: Any, name: str) -> Any:
+    if not isinstance(raw, Path | np.ndarray | Tensor):
+        raise UserError(f"{name}: a {type(raw).__name__}; give a path, an array or a tensor")
+    return raw
+
+
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {"texts": _text, "images": _image, "point clouds": _cloud}

@@ -1,0 +1,170 @@
+"""A trained model with everything between a raw input and a named class."""
+
+import copy
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sinkformer_pl.data.learnt import Learnt, read_learnt
+from sinkformer_pl.diagnostics.capture import LayerAttention, attention_of
+from sinkformer_pl.diagnostics.tokens import tokens_of
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import readable
+from sinkformer_pl.inference.attention import Attention, speller
+from sinkformer_pl.inference.inputs import Prepared, in_batches, items_from, prepare
+from sinkformer_pl.inference.results import Predictions, ranked
+from sinkformer_pl.normalizations import load_plugins
+from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY
+from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.checkpoint_match import require_match, require_task
+
+
+class Outputs(NamedTuple):
+    """What a network gives for a batch, on its device.
+
+    Attributes:
+        features: (B, D) of the backbone.
+        probabilities: (B, C) float32, rows sum to 1.
+    """
+
+    features: Tensor
+    probabilities: Tensor
+
+
+class TrainedModel:
+    """A classifier with its preprocessing and class names; `load` makes it.
+
+    Attributes:
+        network: the classifier, in evaluation mode.
+        classes: class names in the order of its outputs.
+        preprocessing: makes the network's input of a raw one.
+        device: of the network.
+    """
+
+    def __init__(self, network: Classifier, learnt: Learnt, device: torch.device | str | None = None) -> None:
+        """Move the network to a device; None is the GPU if there is one, else the CPU."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network.eval().to(self.device)
+        self.classes, self.preprocessing = learnt.classes, learnt.preprocessing
+
+    def predict(self, inputs: Any, *, top: int | None = None, batch_size: int = 32) -> Predictions:
+        """Return the classes of inputs with their probabilities.
+
+        Args:
+            inputs: one, or any iterable of them. Paths of files; images of Pillow; arrays (H, W, 3) or tensors
+                (3, H, W) of images, uint8 or float in [0, 1]; arrays or tensors (N, 3 or more) of clouds; strings,
+                which are texts for a model of texts and paths for any other.
+            top: how many classes of each are kept; None for all.
+            batch_size: how many go through the network at once; ragged ones are padded.
+
+        Raises:
+            UserError: an input that can't be read, or that is none for this model.
+        """
+        batches = [
+            ranked(names, self.classes, outputs.probabilities, top)
+            for names, outputs in self._outputs(inputs, batch_size)
+        ]
+        return Predictions([prediction for batch in batches for prediction in batch])
+
+    def features(self, inputs: Any, *, batch_size: int = 32) -> Tensor:
+        """Return what the head classifies, (n, D) float32 on the CPU; arguments are those of `predict`."""
+        batches = [outputs.features.float().cpu() for _, outputs in self._outputs(inputs, batch_size)]
+        return torch.cat(batches) if batches else torch.empty(0, self.network.head.in_features)
+
+    def attention(self, input: Any) -> Attention:
+        """Return the attention of every layer and head on one input, of the kinds that `predict` takes.
+
+        Raises:
+            UserError: an input that can't be read, or a network without an `AttentionCore`.
+        """
+        items = list(items_from(input, self.preprocessing.kind))
+        if len(items) != 1:
+            raise UserError(f"attention is shown of one input, not of {len(items)}; give one")
+        prepared = _sound(prepare(items, self.preprocessing))
+        layers = self.attention_of(prepared)
+        if not layers:
+            name = type(self.network.backbone).__name__
+            raise UserError(f"{name} has no AttentionCore to look at: compose one (docs/extend.md)")
+        tokens = tokens_of(self.network, *self._moved(prepared), speller(self.preprocessing))
+        [prediction] = ranked([items[0].name], self.classes, self.run(prepared).probabilities)
+        return Attention(prediction, layers, tokens[0])
+
+    @torch.inference_mode()
+    def run(self, prepared: Prepared) -> Outputs:
+        """Run the network on a batch whose inputs aren't None."""
+        inputs, mask = self._moved(prepared)
+        features = self.network.backbone(inputs, mask)
+        return Outputs(features, self.network.head(features).float().softmax(-1))
+
+    def attention_of(self, prepared: Prepared) -> list[LayerAttention]:
+        """Return the attention of every layer on a batch whose inputs aren't None."""
+        return attention_of(self.network, *self._moved(prepared))
+
+    def on(self, device: torch.device) -> "TrainedModel":
+        """Return a copy on another device, or the model itself on its own."""
+        if device == self.device:
+            return self
+        return TrainedModel(copy.deepcopy(self.network), Learnt(self.classes, self.preprocessing), device)
+
+    def _outputs(self, inputs: Any, batch_size: int) -> Iterator[tuple[list[str], Outputs]]:
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: give 1 or more")
+        for items in in_batches(items_from(inputs, self.preprocessing.kind), batch_size):
+            prepared = _sound(prepare(items, self.preprocessing))
+            yield [item.name for item in items], self.run(prepared)
+
+    def _moved(self, prepared: Prepared) -> tuple[Tensor, Tensor | None]:
+        assert prepared.inputs is not None
+        inputs = prepared.inputs.to(self.device, non_blocking=True)
+        return inputs, None if prepared.mask is None else prepared.mask.to(self.device, non_blocking=True)
+
+    def __repr__(self) -> str:
+        backbone = type(self.network.backbone).__name__
+        return (
+            f"{backbone} under {readable(self.network.hparams['normalization'])}, for {self.preprocessing.kind}, on "
+            f"{self.device}: {', '.join(self.classes[:10])}{', ...' if len(self.classes) > 10 else ''}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>"
+
+
+def load(path: str | Path, *, device: torch.device | str | None = None) -> TrainedModel:
+    """Load a trained classifier with everything that it needs for new inputs.
+
+        model = sinkformer_pl.load("best.ckpt")
+        model.predict(["cat.jpg", "dog.jpg"])
+
+    Classes that the checkpoint names are imported, those of its plugins first.
+
+    Args:
+        path: a checkpoint that `fit` wrote, or one made in Python by a Trainer with a `ClassificationData`.
+        device: where the network runs; None is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: no such file, a damaged one, a checkpoint of another task, or an older one without the preprocessing.
+    """
+    content = read_checkpoint(path)
+    plugins = (content.get(CONFIG_KEY) or {}).get("plugins") or []
+    load_plugins([plugins] if isinstance(plugins, str) else plugins)
+    require_task(content, Classifier, path)
+    try:
+        learnt = read_learnt(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    network = Classifier(**content["hyper_parameters"])
+    require_match(content, network, path)
+    network.load_state_dict(content["state_dict"])
+    return TrainedModel(network, learnt, device)
+
+
+def _sound(prepared: Prepared) -> Prepared:
+    for error in prepared.errors:
+        if error is not None:
+            raise UserError(error)
+    return prepared

@@ -1,0 +1,171 @@
+"""A stream of raw inputs from what is on the disk: files, folders, lines, tables, arrays; nothing is read ahead."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from sinkformer_pl.data.pointclouds.formats import SUFFIXES
+from sinkformer_pl.data.reading import cause, files_below, is_folder, open_file
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.inference.inputs import Item
+
+STANDARD_INPUT = "-"
+ENDINGS: dict[str, Sequence[str]] = {"images": IMG_EXTENSIONS, "texts": (".txt",), "point clouds": SUFFIXES}
+"""Of the files in folders, by the kind of inputs; a file that is named itself may be called as it likes."""
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*DELIMITERS, ".jsonl")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What to read, and how.
+
+    Attributes:
+        paths: files and folders, or "-" for standard input: a text in each line, or a path for other inputs.
+        kind: of the model's preprocessing.
+        classes: of the model; the nearest folder of such a name labels a file in a folder.
+        lines: whether each line of a text file is a text.
+        text: column of the texts in tables.
+        label: column of labels; None for no labels.
+    """
+
+    paths: Sequence[str]
+    kind: str
+    classes: Sequence[str] = ()
+    lines: bool = False
+    text: str = "text"
+    label: str | None = None
+
+    def items(self, *, warn: bool = True) -> Iterator[Item]:
+        """Yield the inputs in order; an error that ends the source comes last, as an item.
+
+        Args:
+            warn: whether files of folders that are left out are said; one process of several does.
+        """
+        try:
+            for path in self.paths:
+                yield from self._items(path, warn)
+        except UserError as error:
+            yield Item("", error)
+
+    def _items(self, name: str, warn: bool) -> Iterator[Item]:
+        path = Path(name)
+        if name == STANDARD_INPUT:
+            for number, line in _lines(sys.stdin.buffer, "standard input"):
+                yield Item(f"{name}:{number}", line) if self.kind == "texts" else Item(line, Path(line))
+        elif is_folder(path):
+            yield from self._in_folder(path, warn)
+        elif self.kind == "texts" and path.suffix.lower() in TABLES:
+            yield from self._in_table(path)
+        elif self.kind == "texts" and self.lines:
+            with open_file(path) as file:
+                for number, line in _lines(file, name):
+                    yield Item(f"{name}:{number}", line)
+        elif path.suffix.lower() == ".npy":
+            yield from self._in_array(path)
+        else:
+            yield Item(name, path)
+
+    def _in_folder(self, folder: Path, warn: bool) -> Iterator[Item]:
+        used, left_out, first = 0, 0, ""
+        for file in files_below(folder):
+            if file.name.lower().endswith(tuple(ENDINGS[self.kind])):
+                used += 1
+                places = [folder.resolve().name, *file.parent.relative_to(folder).parts]
+                yield Item(str(file), file, next((place for place in reversed(places) if place in self.classes), None))
+            else:
+                left_out, first = left_out + 1, first or str(file.relative_to(folder))
+        endings = ", ".join(ENDINGS[self.kind])
+        if not used:
+            found = f" among {left_out} files, such as {first}" if left_out else ": the folder is empty"
+            raise UserError(f"{folder}: no {self.kind}{found}; give files that end in {endings}, or name a file itself")
+        if left_out and warn:
+            number = "1 file is" if left_out == 1 else f"{left_out} files are"
+            rank_zero_warn(f"{folder}: {number} left out, the first is {first}; {self.kind} end in {endings}")
+
+    def _in_table(self, path: Path) -> Iterator[Item]:
+        columns = [self.text] if self.label is None else [self.text, self.label]
+        with open_file(path) as file:
+            rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
+            for line, cells in rows(file, path, columns):
+                label = None if self.label is None else cells[self.label]
+                text = cells[self.text]
+                yield Item(f"{path}:{line}", text, None if label in (None, "") else str(label))
+
+    def _in_array(self, path: Path) -> Iterator[Item]:
+        open_file(path).close()
+        try:
+            # One sample at a time is read from the disk.
+            array = np.load(path, mmap_mode="r")
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read ({cause(error)}); give a complete .npy file") from None
+        several = array.ndim == 3 if self.kind == "point clouds" else array.ndim == 4
+        for place, sample in enumerate(array if several else [array]):
+            yield Item(f"{path}:{place}" if several else str(path), np.asarray(sample))
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    r"""Yield the numbers and texts of lines, which end in "\n" or "\r\n"."""
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}, line {number}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+        yield number, text.removeprefix("\ufeff" if number == 1 else "").removesuffix("\n").removesuffix("\r")
+
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def _csv_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
+    delimiter = DELIMITERS[path.suffix.lower()]
+    quoting: Any = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
+    lines = (f"{line}\n" for _, line in _lines(file, str(path)))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, **quoting)
+    limit, header, line = csv.field_size_limit(sys.maxsize), None, 1
+    try:
+        for cells in reader:
+            if header is None:
+                header = cells
+                _require(columns, header, path)
+            elif cells:
+                if len(cells) != len(header):
+                    found = f"{len(cells)} columns, but line 1 names {len(header)}"
+                    raise UserError(f"{path}, line {line}: {found}; put texts with separators in them into quotes")
+                yield line, dict(zip(header, cells, strict=True))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: {error}; repair the row's quotes") from None
+    finally:
+        csv.field_size_limit(limit)
+    if header is None:
+        raise UserError(f"{path}: an empty file; give a table with a line of names")
+
+
+def _json_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
+    for number, line in _lines(file, str(path)):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: no JSON ({cause(error)}); give one object a line") from None
+        if not isinstance(cells, dict):
+            raise UserError(f"{path}, line {number}: a {type(cells).__name__}; give one object a line")
+        _require(columns, list(cells), path)
+        yield number, cells
+
+
+def _require(columns: Sequence[str], present: Sequence[str], path: Path) -> None:
+    for column, option in zip(columns, ("--text", "--label"), strict=False):
+        if column not in present:
+            raise UserError(f"{path}: no column {column}; it has {', '.join(present) or 'none'}: name it by {option}")
