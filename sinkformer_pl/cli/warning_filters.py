@@ -23,6 +23,9 @@ def filter_warnings() -> None:
         # Metrics are reduced over the processes before they are logged.
         ".*sync_dist=True.*",
         ".*torch.jit.script.*",
+        # Files with damaged EXIF data are counted in one warning.
+        ".*orrupt EXIF data.*",
+        "Image appears to be a malformed MPO file.*",
         # A resumed run has its folder, and a new one its own best checkpoint.
         "Checkpoint directory .* exists and is not empty",
         "The dirpath has changed from",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from sinkformer_pl.data.images.orientation import has_damaged_exif, open_image, upright
 from sinkformer_pl.data.reading import cause, open_file
 from sinkformer_pl.errors import UserError
 
@@ -32,15 +33,7 @@ def decode_image(path: Path, channels: int) -> Tensor:
     Raises:
         UserError: not an image, one that is cut off, or less than 2 pixels high or wide.
     """
-    # Broken bytes make Pillow's decoders raise nearly anything.
-    try:
-        with open_file(path) as stream, Image.open(stream) as file:
-            _require_content(file, path)
-            return pixels_of(ImageOps.exif_transpose(file), channels)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    return _decode(path, channels)[0]
 
 
 def pixels_of(image: Image.Image, channels: int) -> Tensor:
@@ -60,17 +53,22 @@ def check_images(files: dict[str, Sequence[Path]]) -> None:
         files: the files of each part; those of "train" shouldn't be in another one.
 
     Raises:
-        UserError: files that can't be decoded. Files of the same content as one in "train" are only warned about.
+        UserError: files that can't be decoded. Files with damaged EXIF data, and files of the same content as one in
+            "train", are only warned about.
     """
     paths = [path for part in files.values() for path in part]
     with ThreadPoolExecutor() as pool:
-        found = list(zip(paths, pool.map(_problem, paths), strict=True))
-    problems = [problem for _, problem in found if problem]
-    if len(problems) > 1:
-        others = [path for path, problem in found if problem][1:]
-        raise UserError(f"{problems[0]}; {len(others)} more can't be used: {_listed(others)}")
+        found = list(zip(paths, pool.map(_look_at, paths), strict=True))
+    problems = [(path, str(problem)) for path, problem in found if isinstance(problem, UserError)]
     if problems:
-        raise UserError(problems[0])
+        others = [path for path, _ in problems[1:]]
+        more = f"; {len(others)} more can't be used: {_listed(others)}" if others else ""
+        raise UserError(problems[0][1] + more)
+    if damaged := [path for path, problem in found if problem]:
+        rank_zero_warn(
+            f"{len(damaged)} of {len(paths)} image files have damaged EXIF data: {_listed(damaged)}; they are used, "
+            "upright where the orientation can be read"
+        )
     contents = _contents(paths)
     training = {contents[path]: path for path in reversed(files["train"])}
     for part in (part for part in files if part != "train"):
@@ -108,21 +106,28 @@ def _eight_bits(image: Image.Image, channels: int) -> Tensor:
     return torch.from_numpy(np.array(image).reshape(image.height, image.width, channels)).permute(2, 0, 1)
 
 
-def _problem(path: Path) -> str | None:
+def _decode(path: Path, channels: int, *, small: bool = False) -> tuple[Tensor, Image.Image]:
+    """Return what `decode_image` does, and the image; photos at an eighth of their size if `small`."""
+    # Broken bytes make Pillow's decoders raise nearly anything.
     try:
-        with open_file(path) as stream, Image.open(stream) as image:
-            photo = image.format in ("JPEG", "MPO")
-            if photo:
-                _require_content(image, path)
+        with open_file(path) as stream, open_image(stream) as image:
+            _require_content(image, path)
+            if small and image.format in ("JPEG", "MPO"):
                 image.draft(None, (1, 1))
-                image.load()
-        if not photo:
-            decode_image(path, 3)
-    except UserError as error:
-        return str(error)
+            return pixels_of(upright(image), channels), image
+    except UserError:
+        raise
     except Exception as error:
-        return str(_unreadable(path, error))
-    return None
+        raise _unreadable(path, error) from None
+
+
+def _look_at(path: Path) -> UserError | bool:
+    """Return why a file can't be decoded, or whether its EXIF data are damaged."""
+    try:
+        _, image = _decode(path, 3, small=True)
+    except UserError as error:
+        return error
+    return has_damaged_exif(image)
 
 
 def _contents(paths: Sequence[Path]) -> dict[Path, tuple[int, bytes]]:

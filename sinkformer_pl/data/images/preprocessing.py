@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sinkformer_pl.data.images.decoding import decode_image, pixels_of
+from sinkformer_pl.data.images.orientation import upright
 from sinkformer_pl.data.preprocessing import Preprocessing
 
 LONGEST = 4
@@ -55,7 +56,7 @@ class ImagePreprocessing(Preprocessing):
         if isinstance(raw, Path):
             return decode_image(raw, self.channels)
         if isinstance(raw, Image.Image):
-            return pixels_of(raw, self.channels)
+            return pixels_of(upright(raw), self.channels)
         if raw.shape[0] == self.channels:
             return raw
         return v2.functional.rgb_to_grayscale(raw) if self.channels == 1 else raw.expand(self.channels, -1, -1)
