@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
-from sinkformer_pl.diagnostics import tokens as diagnostic_tokens
 from sinkformer_pl.diagnostics.capture import LayerAttention
+from sinkformer_pl.diagnostics.tokens import speller as speller_of
 from sinkformer_pl.inference.results import Prediction
 from sinkformer_pl.models.tokens import Tokens
 
@@ -49,8 +49,7 @@ class Attention:
         """Draw the tokens, coloured by the attention that they receive; the weights where tokens can't be drawn."""
         from sinkformer_pl.diagnostics.pictures import draw_inputs, draw_maps
 
-        sides = diagnostic_tokens.sides(self.layers)
-        drawn = draw_inputs(self.layers, sides, [self.tokens], [self.prediction.label], self.prediction.name)
+        drawn = draw_inputs(self.layers, [self.tokens], [self.prediction.label], self.prediction.name)
         return drawn or draw_maps(self.layers, 0, self.prediction.name)
 
     def _repr_html_(self) -> str:
@@ -65,4 +64,4 @@ def speller(preprocessing: Preprocessing) -> Callable[[int], str] | None:
     """Make strings of the token numbers of texts; None for anything else."""
     if not isinstance(preprocessing, TextPreprocessing):
         return None
-    return diagnostic_tokens.speller(SimpleNamespace(tokenizer=preprocessing.loaded))
+    return speller_of(SimpleNamespace(tokenizer=preprocessing.loaded))
