@@ -23,12 +23,13 @@ REMEDIES = {
     "SparseAdam does not support dense gradients": "give another optimizer",
     "You set `--ntasks=": "in an interactive allocation, set SLURM_JOB_NAME=interactive",
     "The server socket has failed to listen": "another process has this port: set MASTER_PORT to another",
+    "loaded state dict": "resume with the callbacks and the frozen parameters that the training had",
     "CUDA out of memory": "lower data.batch_size, with trainer.accumulate_grad_batches for the same steps",
 }
 """Remedies of errors of Lightning and PyTorch, by the beginnings of their messages."""
 
 
-def raise_with_remedy(error: RuntimeError) -> None:
+def raise_with_remedy(error: RuntimeError | ValueError) -> None:
     """Raise a RunError in place of an error of Lightning or PyTorch for which there is a remedy."""
     text = " ".join(str(error).split())
     for start, remedy in REMEDIES.items():

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    Timer,
+)
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
@@ -127,6 +134,21 @@ def require_launched(trainer: pl.Trainer) -> None:
             f"trainer.num_nodes {trainer.num_nodes}: this is one machine; start it by torchrun or srun on all of them "
             "(docs/scaling.md)"
         )
+
+
+def require_alone(trainer: pl.Trainer) -> None:
+    """Refuse callbacks that can't work in several processes.
+
+    Raises:
+        UserError: names the callback.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BaseFinetuning) and trainer.world_size > 1:
+            raise UserError(
+                f"trainer.callbacks {type(callback).__name__}: {trainer.world_size} processes don't share the "
+                "gradients of parameters that are unfrozen in the course of a training; give --trainer.devices 1, or "
+                "leave it out"
+            )
 
 
 def require_batches(trainer: pl.Trainer, data: pl.LightningDataModule, command: str) -> None:

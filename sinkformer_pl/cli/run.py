@@ -178,6 +178,7 @@ class Run:
         given["callbacks"] = [*first, *chosen, *last]
         self.trainer = pl.Trainer(**given)
         preflight.require_launched(self.trainer)
+        preflight.require_alone(self.trainer)
         use_verified(self.trainer.strategy)
         lightning_state.ignore_signals(self.trainer)
 
@@ -241,8 +242,9 @@ class Run:
                 if self.trainer.strategy.launcher is not None:
                     self.trainer.strategy.launcher.kill(signal.SIGTERM)
                 raise
-            except RuntimeError as error:
-                require_others(self.trainer)
+            except (RuntimeError, ValueError) as error:
+                if isinstance(error, RuntimeError):
+                    require_others(self.trainer)
                 raise_with_remedy(error)
                 raise
 

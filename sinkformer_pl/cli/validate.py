@@ -80,6 +80,8 @@ def as_plain(value: Any) -> Any:
     if inspect.isclass(value) or isinstance(value, functools.partial):
         spec = describe(value)
         return spec if spec["init_args"] else {"class_path": spec["class_path"]}
+    if inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

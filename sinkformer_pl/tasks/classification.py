@@ -25,7 +25,7 @@ from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.tasks.metrics import Confusion, ExactMean, accuracies, accuracy, mean_accuracy
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
-from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory
+from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
 from sinkformer_pl.training.step_count import steps_left
@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         normalization: makes the normalization of each attention layer.
         num_classes: number of classes; the command line takes it from the data.
         label_smoothing: share of the target spread over all classes, in [0, 1).
-        optimizer: makes the optimizer from the parameters.
+        optimizer: makes the optimizer from the parameters that need a gradient when the training starts.
         schedule: makes the learning-rate schedule, stepped after each optimizer step.
 
     Raises:
@@ -208,13 +208,16 @@ class Classifier(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(self.parameters(), **implementation(self.hparams["optimizer"], self.trainer))
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            raise UserError("no parameter needs a gradient, so nothing would be trained; leave some unfrozen")
+        optimizer = self._optimizer(trained, **implementation(self.hparams["optimizer"], self.trainer))
         # The data of the training are set up by this.
         if not 0 <= self.trainer.estimated_stepping_batches < math.inf:
             self.require_constant_rate()
         if self.trainer.ckpt_path is None:
             self._steps = None
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._factor(step))
+        scheduler = ScheduledLR(optimizer, lambda step: self._factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override

@@ -3,6 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 
@@ -64,6 +68,22 @@ class WarmupCosine(Schedule):
             return max(progress / self.warmup, 1e-3)
         done = min((progress - self.warmup) / (1 - self.warmup), 1.0)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+class ScheduledLR(LambdaLR):
+    """Set the rate of each group of parameters to its base rate times a factor of the step.
+
+    A group that is added to the optimizer later, as callbacks do that unfreeze parameters, follows from the rate that
+    it was given: whenever the rate of the first group changes, its own changes by the same factor.
+    """
+
+    @override
+    def get_lr(self) -> list[Any]:
+        """Return the rate of each group, for `step`."""
+        rates, groups = super().get_lr(), self.optimizer.param_groups
+        before = groups[0]["lr"]
+        change = rates[0] / before if before else 1.0
+        return [*rates, *(group["lr"] * change for group in groups[len(rates) :])]
 
 
 ScheduleFactory = Callable[[], Schedule]

@@ -26,7 +26,8 @@ class ResumeState(pl.Callback):
     kept: it starts over in an epoch that is resumed.
 
     Where a callback, such as GradientAccumulationScheduler, has changed `trainer.accumulate_grad_batches` as an epoch
-    started, that is kept for the rest of the epoch, whose start isn't called again.
+    started, that is kept for the rest of the epoch, whose start isn't called again. So is which parameters need no
+    gradient, where callbacks have frozen or unfrozen some since the start.
 
     It comes before other callbacks, since it mends the step that they log.
     """
@@ -37,10 +38,15 @@ class ResumeState(pl.Callback):
         self._position: dict[str, Any] = {"batch": 0}
         self._resumed = False
         self._parts = 1
+        self._frozen: list[str] = []
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._parts = trainer.accumulate_grad_batches
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._frozen = _frozen(pl_module)
 
     @override
     def on_save_checkpoint(
@@ -51,8 +57,11 @@ class ResumeState(pl.Callback):
         if dist.is_available() and dist.is_initialized():
             dist.all_gather_object(ranks, mine)
         batch = lightning_state.save_position(checkpoint, trainer)
-        parts = trainer.accumulate_grad_batches
-        changed = {} if parts == self._parts else {"parts": parts}
+        changed: dict[str, Any] = {}
+        if trainer.accumulate_grad_batches != self._parts:
+            changed["parts"] = trainer.accumulate_grad_batches
+        if (frozen := _frozen(pl_module)) != self._frozen:
+            changed["frozen"] = frozen
         checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), **changed, "ranks": ranks}
 
     @override
@@ -83,7 +92,7 @@ class ResumeState(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare what the order of the samples depends on.
+        """Compare what the order of the samples depends on; freeze what was frozen.
 
         Raises:
             UserError: the checkpoint is from the middle of an epoch in another order, or of another length.
@@ -95,6 +104,10 @@ class ResumeState(pl.Callback):
                 f"--ckpt_path {trainer.ckpt_path}: it was written after batch {then['batch']} of an epoch in which "
                 f"{', '.join(different)}; keep the data as they were, or use a checkpoint from the end of an epoch"
             )
+
+        if "frozen" in then:
+            for name, parameter in pl_module.named_parameters():
+                parameter.requires_grad_(name not in then["frozen"])
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -142,6 +155,10 @@ class ResumeState(pl.Callback):
             _set_random_state(self._loaded["random"], module.device)
             _set_counts(self._loaded["metrics"], module)
             self._loaded = None
+
+
+def _frozen(module: pl.LightningModule) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
 
 
 def _order(trainer: pl.Trainer) -> dict[str, Any]:

@@ -171,6 +171,22 @@ def test_what_the_parser_can_not_write_is_written_as_text(tiny, run, tmp_path):
     assert first == second
 
 
+def test_a_training_that_unfroze_its_backbone_goes_on_with_what_unfroze_it(tiny, run, fail, tmp_path, capfd):
+    unfreeze = ["--trainer.callbacks", "BackboneFinetuning", "--trainer.callbacks.unfreeze_backbone_at_epoch", "1"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert "BackboneFinetuning: 2 processes don't share" in fail("fit", "--config", tiny, *unfreeze, *two)
+    run("fit", "--config", tiny, *unfreeze, "--trainer.max_epochs", "2")
+    with pytest.raises(SystemExit):
+        run("fit", "--ckpt_path", "last", "--name", "tiny", "--trainer.max_epochs", "3", "--trainer.callbacks", "null")
+    [message] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "loaded state dict has a different number of parameter groups; resume with the callbacks" in message
+    # Its argument that is a function is known from the checkpoint.
+    run("fit", "--ckpt_path", "last", "--name", "tiny", "--trainer.max_epochs", "3")
+    last = read_checkpoint(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
+    assert [round(group["lr"] / 0.003, 6) for group in last["optimizer_states"][0]["param_groups"]] == [0, 0]
+    assert last["epoch"] == 3
+
+
 HOLDING = """
 import time
 from pathlib import Path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.callbacks import BackboneFinetuning, GradientAccumulationScheduler
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 from torch import nn
 
@@ -14,7 +14,7 @@ from sinkformer_pl.batch import Batch
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.models import Backbone, SetTransformer
 from sinkformer_pl.normalizations import Sinkhorn, Softmax
-from sinkformer_pl.tasks import Classifier, StepDecay, WarmupCosine
+from sinkformer_pl.tasks import Classifier, Constant, StepDecay, WarmupCosine
 
 SMALL = partial(SetTransformer, dim=8, num_heads=2, inducing_points=4)
 
@@ -185,6 +185,29 @@ def test_a_change_of_the_number_of_steps_in_the_course_of_a_training_is_followed
 def test_a_schedule_over_data_of_unknown_length_is_refused():
     with pytest.raises(ValueError, match="WarmupCosine: it spans all steps of the training, whose number isn't known"):
         rates_of(data=torch.utils.data.DataLoader(Stream(), batch_size=None))
+
+
+@pytest.mark.parametrize("schedule", [Constant, partial(StepDecay, milestones=[0.8], factor=0.5)])
+def test_a_backbone_that_is_unfrozen_has_a_rate_of_its_own(schedule):
+    groups = []
+
+    class See(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            groups.extend((len(group["params"]), group["lr"]) for group in trainer.optimizers[0].param_groups)
+
+    model = Classifier(SMALL, Softmax, 12, optimizer=partial(torch.optim.SGD, lr=2.0), schedule=schedule)
+    unfreeze = BackboneFinetuning(unfreeze_backbone_at_epoch=2)
+    trainer(max_epochs=4, callbacks=[unfreeze, See()], limit_val_batches=0).fit(model, shapes(batch_size=16))
+    many, last = len(list(model.backbone.parameters())), schedule()(1.0)
+    # The backbone's rate is a tenth at first, twice as much in the next epoch; the schedule is for both.
+    rates = [(2, 2.0), (2, 2.0), (2, 2.0), (many, 0.2), (2, 2.0 * last), (many, 0.4 * last)]
+    assert groups == [(number, pytest.approx(rate)) for number, rate in rates]
+
+
+def test_a_training_of_nothing_is_refused():
+    model = Classifier(SMALL, Softmax, 12)
+    with pytest.raises(ValueError, match="no parameter needs a gradient"):
+        trainer(max_epochs=1).fit(model.requires_grad_(False), shapes())
 
 
 class Mean(Backbone):

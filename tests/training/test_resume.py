@@ -242,6 +242,21 @@ def test_another_accumulation_in_each_epoch_goes_on_bit_for_bit(tmp_path):
     assert len(set(rows)) == len(rows)
 
 
+@pytest.mark.parametrize("schedule", ["Constant", "WarmupCosine"])
+def test_a_training_that_unfreezes_its_backbone_goes_on_bit_for_bit(tmp_path, schedule):
+    unfreeze = {"class_path": "BackboneFinetuning", "init_args": {"unfreeze_backbone_at_epoch": 1}}
+    trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", unfreeze], "log_every_n_steps": 1}
+    model = {**POINTS["model"], "schedule": schedule}
+    place = Place(tmp_path, {**POINTS, "model": model, "trainer": trainer})
+    place.fit("alone")
+    # In the first epoch, in that of the unfreezing, and in the next.
+    place.fit("killed", "--checkpoint_every", "2", strike="train 3 KILL", status=-signal.SIGKILL)
+    for strike in ("train 8 KILL", "train 13 KILL"):
+        place.fit("killed", "--checkpoint_every", "2", "--ckpt_path", "last", strike=strike, status=-signal.SIGKILL)
+    place.fit("killed", "--ckpt_path", "last")
+    place.require_equal("killed", 12)
+
+
 def test_callbacks_that_draw_numbers_or_average_weights_go_on_bit_for_bit(tmp_path):
     average = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}
     trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", "witness.Noise", average]}
