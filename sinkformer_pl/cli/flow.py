@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 
-from sinkformer_pl.cli.layers import Layers, read_flags, read_yaml
+from sinkformer_pl.cli.settings import Given
 from sinkformer_pl.cli.validate import validate
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.flows import (
@@ -50,22 +51,17 @@ def run(argv: Sequence[str]) -> None:
     """
     if {"-h", "--help"} & set(argv):
         _help_parser().parse_args(["--help"])
-    configs, flags = read_flags(argv)
-    layers = Layers()
-    for path in configs:
-        layers.add(read_yaml(path), f"--config {path}")
-    layers.add_flags(flags)
-    spec = validate(layers, Settings)
     try:
+        spec = validate(Given.read([argument for argument in argv if argument != "--print_config"]).layers, Settings)
+        if "--print_config" in argv:
+            print(yaml.safe_dump(spec.plain(), sort_keys=False), end="")
+            return
         settings: Settings = spec.build()
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    folder = Path(settings.folder)
-    if not 0 <= settings.seed < 2**63:
-        raise UserError(f"seed {settings.seed}: give a whole number from 0 to 2**63 - 1")
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
-        raise UserError(f"--folder {folder}: a file is in the way; give another folder")
-    try:
+        folder = Path(settings.folder)
+        if not 0 <= settings.seed < 2**63:
+            raise UserError(f"seed {settings.seed}: give a whole number from 0 to 2**63 - 1")
+        if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+            raise UserError(f"--folder {folder}: a file is in the way; give another folder")
         flows = follow_attention(settings.flow, settings.seed)
         heat = reach_heat_limit(settings.heat)
     except ValueError as error:
@@ -85,9 +81,9 @@ def _help_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m sinkformer_pl flow",
         description="Attention as a flow of particles: three flows from one start, their functionals, the heat limit.",
+        print_config=None,
     )
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings, and exit")
     parser.add_argument("--config", action=ActionConfigFile, help="file with these settings, such as configs/flow.yaml")
-    parser.add_class_arguments(Settings, skip={"flow", "heat"})
-    parser.add_class_arguments(FlowSettings, "flow")
-    parser.add_class_arguments(HeatSettings, "heat")
+    parser.add_class_arguments(Settings)
     return parser

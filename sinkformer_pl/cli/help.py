@@ -57,8 +57,11 @@ def help_parser(command: str) -> ArgumentParser:
     """Return a parser of all options of a command, for its help alone."""
     needed = "--config FILE" if command == "fit" else "--ckpt_path PATH"
     parser = ArgumentParser(
-        usage=f"python -m sinkformer_pl {command} {needed} [--OPTION VALUE ...]", description=DESCRIPTIONS[command]
+        usage=f"python -m sinkformer_pl {command} {needed} [--OPTION VALUE ...]",
+        description=DESCRIPTIONS[command],
+        print_config=None,
     )
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved settings, and exit.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a YAML file of these options.")
     parser.add_class_arguments(RunSettings, skip={"trainer", "model", "data"})
     untyped: dict[str, Any] = {"fail_untyped": False, "instantiate": False}

@@ -153,7 +153,8 @@ class Run:
         """Make the trainer, with the run's folder, loggers and callbacks beside what the user configured."""
         spec: Spec = self.settings.run["trainer"]
         given = {name: built(spec[name]) for name in spec.plain()}
-        chosen = _as_list(given["callbacks"])
+        callbacks = given["callbacks"] or []
+        chosen: list[pl.Callback] = callbacks if isinstance(callbacks, list) else [callbacks]
         preflight.require_sensible(given, self.settings.command)
         preflight.require_sensible_callbacks(chosen, self.model)
         root = local_folder(given["default_root_dir"] or DEFAULT_ROOT)
@@ -344,7 +345,3 @@ def root_cause(error: BaseException) -> BaseException:
 
 def _inner(error: BaseException) -> BaseException | None:
     return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _as_list(callbacks: Any) -> list[pl.Callback]:
-    return list(callbacks) if isinstance(callbacks, Sequence) else [] if callbacks is None else [callbacks]

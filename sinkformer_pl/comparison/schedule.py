@@ -42,7 +42,6 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
     running: set[subprocess.Popen[bytes]] = set()
     stop = threading.Event()
     failed: dict[str, str] = {}
-    refused: list[str] = []
 
     def work(trial: Trial) -> None:
         """Do what is left of a trial, in the next free slot."""
@@ -59,8 +58,8 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
                     failed[trial.name] = _cause(trial.log, status)
                     said(f"{trial.label}: {command[0]} failed, {failed[trial.name]}")
                     if status == USERS_FAULT:
-                        refused.append(failed[trial.name])
                         stop.set()
+                        raise UserError(failed[trial.name])
                     return
             said(f"{trial.label}: done")
         finally:
@@ -74,8 +73,6 @@ def run_all(trials: Sequence[Trial], *, jobs: int, lock: int, said: Callable[[st
             stop.set()
             for process in list(running):
                 process.terminate()
-    if refused:
-        raise UserError(refused[0])
     return failed
 
 

@@ -36,6 +36,13 @@ def test_it_writes_tables_and_pictures(run, tmp_path):
     assert str(Path("runs/flow/heat.png")) in printed
 
 
+def test_the_resolved_settings_are_those_of_a_run(run, tmp_path):
+    printed = run("flow", "--config", CONFIG, *FAST, "--print_config")
+    (tmp_path / "again.yaml").write_text(printed)
+    assert "particles: 10" in printed
+    assert run("flow", "--config", "again.yaml", "--print_config") == printed
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

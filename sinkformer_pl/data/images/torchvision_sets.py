@@ -159,17 +159,8 @@ class CIFAR10(TorchvisionImages):
     """Photos of ten kinds of things, 50000 and 10000 of 32x32 in colour (Krizhevsky 2009)."""
 
     class_names: ClassVar[tuple[str, ...]] = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
     files = "the folder cifar-10-batches-py of cifar-10-python.tar.gz into {root}"
     source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
 
