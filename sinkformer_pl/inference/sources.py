@@ -12,6 +12,7 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from sinkformer_pl.data.columns import require_columns
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES
 from sinkformer_pl.data.reading import cause, files_below, is_folder, open_file
 from sinkformer_pl.errors import UserError
@@ -23,6 +24,7 @@ ENDINGS: dict[str, Sequence[str]] = {"images": IMG_EXTENSIONS, "texts": (".txt",
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*DELIMITERS, ".jsonl")
+REMEDY = "name it by --text, or --label"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Sources:
             for line, cells in rows(file, path, columns):
                 label = None if self.label is None else cells[self.label]
                 text = cells[self.text]
-                yield Item(f"{path}:{line}", text, None if label in (None, "") else str(label))
+                yield Item(f"{path}:{line}", text, None if label is None else str(label).strip() or None)
 
     def _in_array(self, path: Path) -> Iterator[Item]:
         open_file(path).close()
@@ -135,8 +137,8 @@ def _csv_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
     try:
         for cells in reader:
             if header is None:
-                header = cells
-                _require(columns, header, path)
+                header = [name.strip() for name in cells]
+                require_columns(columns, header, str(path), REMEDY)
             elif cells:
                 if len(cells) != len(header):
                     found = f"{len(cells)} columns, but line 1 names {len(header)}"
@@ -161,11 +163,5 @@ def _json_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
             raise UserError(f"{path}, line {number}: no JSON ({cause(error)}); give one object a line") from None
         if not isinstance(cells, dict):
             raise UserError(f"{path}, line {number}: a {type(cells).__name__}; give one object a line")
-        _require(columns, list(cells), path)
+        require_columns(columns, list(cells), str(path), REMEDY)
         yield number, cells
-
-
-def _require(columns: Sequence[str], present: Sequence[str], path: Path) -> None:
-    for column, option in zip(columns, ("--text", "--label"), strict=False):
-        if column not in present:
-            raise UserError(f"{path}: no column {column}; it has {', '.join(present) or 'none'}: name it by {option}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sinkformer_pl.data.columns import is_missing, require_columns, require_line_ends
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES, is_cloud_file
 from sinkformer_pl.data.reading import files_below, is_folder, list_folder, open_file, warn_of_left_out
 from sinkformer_pl.errors import UserError
@@ -126,18 +127,16 @@ def read_list(path: Path) -> Listing:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    require_line_ends(content.decode("utf-8-sig").partition("\n")[0], str(path))
     reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    columns = [name or "" for name in reader.fieldnames or ()]
-    if missing := [name for name in ("path", "label") if name not in columns]:
-        raise UserError(
-            f"{path}: no column {missing[0]}; it has {', '.join(columns) or 'none'}: name them path and label"
-        )
+    columns = reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or ()]
+    require_columns(["path", "label"], columns, str(path), "name them path and label")
     rows: list[tuple[Path, str, str]] = []
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         name, label = ((row[column] or "").strip() for column in ("path", "label"))
         split = (row.get("split") or "").strip() if "split" in columns else EVERYTHING
-        if not name or not label:
+        if not name or is_missing(label):
             raise UserError(f"{where}: no {'label' if name else 'path'}; give one or remove the line")
         if split not in (*PARTS, EVERYTHING):
             raise UserError(f"{where}: split {split[:20]!r}; give one of {', '.join(PARTS)}")

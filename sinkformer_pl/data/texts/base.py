@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sinkformer_pl.batch import Sample
 from sinkformer_pl.data.classification import ClassificationData
+from sinkformer_pl.data.columns import require_line_ends
 from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import open_file
@@ -291,9 +292,11 @@ def read_lines(path: Path) -> list[str]:
     r"""Read the lines of a text file; "\n" and "\r\n" end a line, and no other character does.
 
     Raises:
-        UserError: as `read_utf8`.
+        UserError: as `read_utf8`, or lines that end as on old systems.
     """
     lines = read_utf8(path).split("\n")
+    if len(lines) == 1:
+        require_line_ends(lines[0], str(path))
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]

@@ -1,35 +1,27 @@
 """Texts from the user's files: tables with a column of labels, and files of lines."""
 
-import csv
-import json
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines
+from sinkformer_pl.data.texts.table import Row, label_of, plain, read_table
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 LINES_LAYOUT = "train_*, val_* and test_* (text.txt and labels.txt each) and mapping.txt"
-
-
-class _Row(NamedTuple):
-    line: int
-    cells: dict[str, Any]
 
 
 class TextTable(TextData):
     """Tables with a text and its label in each row, one file for each split.
 
     `.csv`: the first row names the columns; quoted as spreadsheets do. `.tsv`: the same with tabs, in which quotes
-    are letters like any other. `.jsonl`: an object in each line. Blank lines are skipped. Labels are names: the
-    classes are the training table's, sorted (as numbers where all are).
+    are letters like any other. `.jsonl`: an object in each line. Blank lines are skipped. Labels are names, without
+    spaces around them: the classes are the training table's, sorted (as numbers where all are). Words that programs
+    write for a missing value, such as nan, are labels only where `classes` has them.
     """
 
     def __init__(
@@ -84,8 +76,8 @@ class TextTable(TextData):
 
     def _find_classes(self) -> list[str]:
         path = self.root / self.train
-        rows = _read_table(path, [self.text, self.label])
-        labels = {_label(row, self.label, path) for row in rows}
+        rows = read_table(path, [self.text, self.label])
+        labels = {label_of(row, self.label, path, None) for row in rows}
         if self.val is None and len(labels) == len(rows) > 1:
             raise UserError(
                 f"{path}: column {self.label} has another label in each row, so that nothing is left for validation; "
@@ -96,11 +88,11 @@ class TextTable(TextData):
     def _texts(self, name: str) -> Texts:
         path = self.root / name
         group = self.group if name == self.train else None
-        rows = _read_table(path, [self.text, self.label, *([] if group is None else [group])])
+        rows = read_table(path, [self.text, self.label, *([] if group is None else [group])])
         numbers = {label: number for number, label in enumerate(self.classes)}
         texts, targets = [], []
         for row in rows:
-            text, label = row.cells[self.text], _label(row, self.label, path)
+            text, label = row.cells[self.text], label_of(row, self.label, path, self.classes)
             if not isinstance(text, str):
                 raise UserError(f"{path}, line {row.line}: column {self.text} has no text; give one or remove the line")
             if label not in numbers:
@@ -111,12 +103,23 @@ class TextTable(TextData):
                 )
             texts.append(text)
             targets.append(numbers[label])
+        self._warn_of_spaces(rows, path)
         return Texts(
             texts=texts,
             targets=torch.tensor(targets, dtype=torch.int64),
             names=[f"{name}:{row.line}" for row in rows],
-            groups=None if group is None else [_plain(row.cells[group]) for row in rows],
+            groups=None if group is None else [plain(row.cells[group]).strip() for row in rows],
         )
+
+    def _warn_of_spaces(self, rows: Sequence[Row], path: Path) -> None:
+        cells = [(row.line, row.cells[self.label]) for row in rows if isinstance(row.cells[self.label], str)]
+        spaced = [(line, cell) for line, cell in cells if cell != cell.strip()]
+        if spaced:
+            line, cell = spaced[0]
+            rank_zero_warn(
+                f"{path}: {len(spaced)} of {len(rows)} labels have spaces around them, the first is {cell!r} in line "
+                f"{line}; they are left out"
+            )
 
 
 class TextLines(TextData):
@@ -180,11 +183,11 @@ def _read_mapping(path: Path) -> list[str]:
     classes: dict[int, str] = {}
     for line, content in enumerate(read_lines(path), 1):
         number, *names = content.split("\t")
-        if not (names and names[0] and _is_number(number)):
+        if not (names and names[0].strip() and _is_number(number)):
             raise UserError(f"{path}, line {line}: {content[:40]!r}; give a number, a tab and a class name")
         if int(number) in classes:
             raise UserError(f"{path}, line {line}: number {number} stands there twice; give each class its own")
-        classes[int(number)] = names[0]
+        classes[int(number)] = names[0].strip()
     if sorted(classes) != list(range(len(classes))):
         raise UserError(f"{path}: the numbers are {sorted(classes)}; number the classes from 0 on without a gap")
     return [classes[number] for number in range(len(classes))]
@@ -193,86 +196,3 @@ def _read_mapping(path: Path) -> list[str]:
 def _is_number(label: str) -> bool:
     # Python refuses to read a number of thousands of digits.
     return label.strip().removeprefix("-").isdecimal() and label.isascii() and len(label) < 19
-
-
-def _plain(cell: Any) -> str:
-    return cell if isinstance(cell, str) else json.dumps(cell)
-
-
-def _label(row: _Row, column: str, path: Path) -> str:
-    cell = row.cells[column]
-    # What differs from itself is JSON's NaN.
-    if cell is None or cell == "" or cell != cell or isinstance(cell, (dict, list)):
-        raise UserError(f"{path}, line {row.line}: column {column} has no label; give one or remove the line")
-    return _plain(cell)
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> list[_Row]:
-    """Read the rows of a table that has all of `columns`."""
-    if path.suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}, in small letters; give such a table")
-    rows = list(_json_rows(path, columns) if path.suffix == ".jsonl" else _csv_rows(path, columns))
-    if not rows:
-        raise UserError(f"{path}: no rows; give a table with texts")
-    return rows
-
-
-def _require(columns: Sequence[str], present: Sequence[str], where: str) -> None:
-    for column in columns:
-        if present.count(column) != 1:
-            cause = "no column" if column not in present else "more than one column"
-            raise UserError(
-                f"{where}: {cause} {column}; it has {', '.join(present) or 'none'}: name the columns by data.text, "
-                "data.label and data.group"
-            )
-
-
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
-    # "\n" alone ends a line, as for the other kinds of files; the reader takes care of those inside of quotes.
-    lines = (line + "\n" for line in read_utf8(path).split("\n"))
-    if path.suffix == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(lines, strict=True)
-    limit = csv.field_size_limit(sys.maxsize)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for cells in reader:
-            if header is None:
-                header = cells
-                _require(columns, header, f"{path}, line {line}")
-            elif len(cells) not in (0, len(header)):
-                raise UserError(
-                    f"{path}, line {line}: {len(cells)} columns, but line 1 names {len(header)}; put texts with "
-                    "separators in them into quotes"
-                )
-            elif cells:
-                yield _Row(line, dict(zip(header, cells, strict=True)))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: {error}; repair the row's quotes") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{key} stands {count} times in one object")
-    return dict(pairs)
-
-
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
-    for line, content in enumerate(read_lines(path), 1):
-        if not content.strip():
-            continue
-        try:
-            cells = json.loads(content, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            cause = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-            raise UserError(f"{path}, line {line}: no JSON ({cause}); give one object a line") from None
-        if not isinstance(cells, dict):
-            raise UserError(f"{path}, line {line}: a {type(cells).__name__}; give one object a line")
-        _require(columns, list(cells), f"{path}, line {line}")
-        yield _Row(line, cells)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,15 @@ def test_groups_are_not_divided(tmp_path):
         ("test.csv", "text,label\na,pos\n\nb,so-so\n", "test.csv, line 4: column label has 'so-so', which is no class"),
         ("test.csv", "text\na\n", "test.csv, line 1: no column label"),
         ("train.txt", "text,label\na,x\n", "train.txt: not one of .csv"),
-        ("train.CSV", "text,label\na,x\n", "train.CSV: not one of .csv, .tsv, .jsonl, in small letters"),
+        ("train.csv", "text,label\na,x\nb, \t\n", "train.csv, line 3: column label has no label"),
+        ("train.csv", "text;label\na;x\n", "line 1: no column text; it has text;label: .* separated by semicolons"),
+        ("train.csv", '"text";"label"\n"a";"x"\n', "line 1: its columns are separated by semicolons; save it with"),
+        ("train.csv", "text|label\na|x\n", "separated by vertical bars"),
+        ("train.csv", "text\tlabel\na\tx\n", "separated by tabs; save it with commas as .csv, or with tabs as .tsv"),
+        ("train.tsv", "text,label\na,x\n", "separated by commas"),
+        ("train.csv", "text,label\ra,x\rb,y\r", r"train.csv: its lines end in \\r alone, as on old systems; save it"),
+        ("train.tsv", "text\tlabel\ra\tx\n", r"train.tsv: its lines end in \\r alone"),
+        ("train.jsonl", '{"text": "a", "label": 0}\r{"text": "b", "label": 1}', r"its lines end in \\r alone"),
         ("train.csv", "text,label\na,x\n", "one class, x; give data of two or more"),
         (
             "train.csv",
@@ -143,6 +152,48 @@ def test_a_broken_table_is_named_with_its_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         ready(TextTable(tmp_path, **({"test": name} if name.startswith("test") else {"train": name})))
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "#N/A", "n/a", "NaT", "NULL", " nan "])
+@pytest.mark.parametrize("name", ["train.csv", "test.csv", "train.jsonl"])
+def test_a_word_for_no_label_is_one_only_where_it_is_said_to_be(tmp_path, name, label):
+    rows = [*(row[:2] for row in ROWS), ("one more", label)]
+    tables(tmp_path)
+    if name == "train.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    else:
+        write_csv(tmp_path / name, rows, ("text", "label"))
+    arguments = {"train": name} if name == "train.jsonl" else {}
+    line = 9 if name == "train.jsonl" else 11  # a text has two lines, and there is a header
+    with pytest.raises(
+        UserError, match=rf"{name}, line {line}: column label has '{label.strip()}', which stands for no"
+    ):
+        ready(TextTable(tmp_path, **arguments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = ready(TextTable(tmp_path, classes=["neg", "pos", label.strip()], **arguments))
+    assert ("one more", label.strip()) in content(data, "train", "val", "test")
+
+
+def test_spaces_around_names_are_left_out_and_counted(tmp_path):
+    tables(tmp_path)
+    rows = [
+        (text, f" {label}\u00a0" if place < 2 else label, f"{film} " * (place % 2) or film)
+        for place, (text, label, film) in enumerate(ROWS)
+    ]
+    write_csv(tmp_path / "train.csv", rows, ("text ", " label", "film"))
+    data = TextTable(tmp_path, group="film")
+    assert data.classes == ("neg", "pos")
+    with pytest.warns(
+        UserWarning, match=r"train\.csv: 2 of 8 labels have spaces around them, the first is ' pos\\xa0' in"
+    ):
+        data.setup()
+    assert content(data, "train", "val") == {row[:2] for row in ROWS}
+    films = dict((row[0], row[2]) for row in ROWS)
+    train, val = ({films[text] for text in data.datasets[split].texts} for split in ("train", "val"))
+    assert not train & val
+    (tmp_path / "train.csv").rename(tmp_path / "TRAIN.CSV")
+    assert TextTable(tmp_path, train="TRAIN.CSV").classes == ("neg", "pos")
 
 
 def test_one_column_cannot_be_both(tmp_path):
@@ -190,7 +241,7 @@ def test_a_line_of_ten_megabytes_is_read(tmp_path, name):
 
 
 def lines(folder: Path, **parts: list[tuple[str, int]]) -> Path:
-    (folder / "mapping.txt").write_text("0\tneg\n1\tpos\textra\n")
+    (folder / "mapping.txt").write_text("0\tneg\n1\t pos\textra\n")
     for part, rows in parts.items():
         (folder / f"{part}_text.txt").write_text("".join(f"{text}\n" for text, _ in rows), encoding="utf-8")
         (folder / f"{part}_labels.txt").write_text("".join(f"{label}\n" for _, label in rows))
@@ -246,6 +297,7 @@ def test_validation_is_divided_where_it_is_missing(tmp_path):
         ("mapping.txt", "0\tneg\n2\tpos\n", r"mapping.txt: the numbers are \[0, 2\]"),
         ("mapping.txt", "0\tneg\n0\tpos\n", "line 2: number 0 stands there twice"),
         ("mapping.txt", "neg\n", "mapping.txt, line 1: 'neg'; give a number, a tab and a class name"),
+        ("mapping.txt", "0\tneg\r1\tpos\r", r"mapping.txt: its lines end in \\r alone, as on old systems; save it"),
     ],
 )
 def test_broken_lines_are_named(tmp_path, name, text, message):
