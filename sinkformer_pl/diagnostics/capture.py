@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sinkformer_pl.models.attention_core import AttentionCore
 from sinkformer_pl.normalizations.per_head import numbers_per_head
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 
 
 class LayerAttention(NamedTuple):
@@ -67,13 +67,7 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
 
 
 def _look(
-    name: str,
-    core: AttentionCore,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: AttentionMask | None = None,
-    bias: Tensor | None = None,
+    name: str, core: AttentionCore, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None
 ) -> LayerAttention:
     name = "" if name == "core" else name.removesuffix(".core")
     return LayerAttention(name, core, core.weights(q, k, mask, bias), core.effective_mask(q, k, mask, bias))

@@ -7,7 +7,7 @@ queries and keys of a sample, so that a padded sample measures as it does alone.
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32
 from sinkformer_pl.ops.sinkhorn import marginal_error
 
@@ -27,14 +27,14 @@ MEASURES = (
 """The keys of a summary."""
 
 
-def row_sums(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def row_sums(weights: Tensor, mask: Mask = None) -> Tensor:
     """Sum over the keys, (B, H, Q): how much each query attends; 1 under most normalizations."""
     mask = mask or AttentionMask()
     sums = _real(weights, mask).sum(-1)
     return sums.where(mask.query_column(weights)[..., 0], torch.nan)
 
 
-def column_sums(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def column_sums(weights: Tensor, mask: Mask = None) -> Tensor:
     """Sum over the queries, times K/Q, (B, H, K): how much attention each key receives; 1 everywhere is even."""
     mask = mask or AttentionMask()
     queries, keys = mask.query_column(weights), mask.key_row(weights)
@@ -42,7 +42,7 @@ def column_sums(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
     return sums.where(keys[..., 0, :], torch.nan)
 
 
-def entropy(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def entropy(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the entropy of each query's weights in nats, (B, H, Q): 0 for a single key, log K for all keys alike.
 
     Of the absolute weights divided by their sum, where a normalization doesn't make rows of non-negative weights that
@@ -51,13 +51,13 @@ def entropy(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
     return _entropy(_real(weights, mask or AttentionMask()))
 
 
-def relative_entropy(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def relative_entropy(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the entropy over log K, (B, H, Q), K the number of keys that the query may meet; NaN where that is 1."""
     keys = (mask or AttentionMask()).num_keys(weights)[..., 0]
     return entropy(weights, mask) / keys.log().where(keys > 1, torch.nan)
 
 
-def effective_rank(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def effective_rank(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the exponential of the entropy of the singular values divided by their sum, (B, H), from 1 to min(Q, K).
 
     1 where all queries attend alike, the size for a permutation; NaN without mass.
@@ -68,19 +68,19 @@ def effective_rank(weights: Tensor, mask: AttentionMask | None = None) -> Tensor
     return _entropy(torch.linalg.svdvals(_real(weights, mask or AttentionMask()))).exp()
 
 
-def sink_share(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def sink_share(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the share of all mass on the heaviest key of the sample and head, (B, H); 1/K when even, NaN without."""
     received = _real(weights, mask or AttentionMask()).abs().sum(-2)
     return received.amax(-1) / received.sum(-1)
 
 
-def zero_share(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def zero_share(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the share of exact zeros among the pairs that may meet, (B, H); NaN without pairs."""
     allowed = (mask or AttentionMask()).allowed(weights).expand(weights.shape)
     return ((weights == 0) & allowed).sum((-2, -1)) / allowed.sum((-2, -1))
 
 
-def summary(weights: Tensor, mask: AttentionMask | None = None) -> dict[str, Tensor]:
+def summary(weights: Tensor, mask: Mask = None) -> dict[str, Tensor]:
     """Compute all measures of each head over a batch, each (H,), by the names in `MEASURES`.
 
     Quantiles are over the queries or keys of all samples, `marginal_error` is the largest of them (NaN under a mask

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.per_head import PerHead, numbers_per_head
 from sinkformer_pl.ops.forbidden import forbid, forbid_pairs
-from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+from sinkformer_pl.ops.mask import AttentionMask, Mask, causal_pairs
 
 Made = TypeVar("Made")
 
@@ -81,9 +81,7 @@ class AttentionCore(nn.Module):
             raise NotImplementedError(f"{name} can't be causal{reason}; use a normalization that can, such as Softmax")
         _without_a_trace(lambda: self.normalization.build(num_heads, head_dim))
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Multiply attention weights and values.
 
         Args:
@@ -99,13 +97,11 @@ class AttentionCore(nn.Module):
         """
         return self.normalization.attend(q, k, v, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, bias: Tensor | None = None) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Compute the weights (B, H, Q, K) that `forward` would use."""
         return self.normalization.weights(q, k, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
 
-    def effective_mask(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, bias: Tensor | None = None
-    ) -> AttentionMask:
+    def effective_mask(self, q: Tensor, k: Tensor, mask: Mask = None, bias: Tensor | None = None) -> AttentionMask:
         """Add to a mask what causality and a bias forbid."""
         rule = forbid_pairs if self.normalization.promises.pairs else forbid
         like_scores = q.new_empty(()).expand(*q.shape[:-1], k.shape[-2])
@@ -127,7 +123,7 @@ class AttentionCore(nn.Module):
             if key == f"{owner}log_temperature" or key.startswith(f"{owner}normalization."):
                 state_dict[f"{prefix}{key.removeprefix(owner)}"] = state_dict.pop(key)
 
-    def _with_causality(self, q: Tensor, k: Tensor, mask: AttentionMask | None) -> AttentionMask | None:
+    def _with_causality(self, q: Tensor, k: Tensor, mask: Mask) -> Mask:
         if not self.causal:
             return mask
         mask = mask or AttentionMask()

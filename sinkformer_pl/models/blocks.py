@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 
 LayerNormPlace = Literal["pre", "post", "none"]
 
@@ -73,11 +73,7 @@ class AttentionBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim) if layer_norm != "none" and mlp_dim else nn.Identity()
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        mask: AttentionMask | None = None,
-        bias: Tensor | None = None,
+        self, x: Tensor, context: Tensor | None = None, mask: Mask = None, bias: Tensor | None = None
     ) -> Tensor:
         """Update x (B, Q, dim) by what it attends to in context (B, K, dim), by default x itself.
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from sinkformer_pl.models.attention_core import AttentionCore, Temperature, rename_old_keys
 from sinkformer_pl.normalizations.contract import NormalizationFactory
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import Mask
 
 
 class MultiHeadAttention(nn.Module):
@@ -51,9 +51,7 @@ class MultiHeadAttention(nn.Module):
         self.key = None if self.core.normalization.requires_tied else key
         self.register_load_state_dict_pre_hook(rename_old_keys)
 
-    def forward(
-        self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Attend from queries to keys, which are the values too.
 
         Args:
@@ -69,9 +67,7 @@ class MultiHeadAttention(nn.Module):
         attended = self.core(q, k, split_heads(self.value(keys), self.core.num_heads), mask, bias)
         return self.out(join_heads(attended))
 
-    def weights(
-        self, queries: Tensor, keys: Tensor, mask: AttentionMask | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def weights(self, queries: Tensor, keys: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Compute the attention weights (B, H, Q, K) that `forward` would use."""
         return self.core.weights(*self._queries_and_keys(queries, keys), mask, bias)
 

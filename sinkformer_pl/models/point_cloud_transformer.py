@@ -17,7 +17,7 @@ from sinkformer_pl.models.neighbours import farthest_points, nearest_neighbours,
 from sinkformer_pl.models.pooling import Pooling, pool
 from sinkformer_pl.models.tokens import Tokens, describe_tokens
 from sinkformer_pl.normalizations.contract import NormalizationFactory
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 
 PointPooling = Literal["max", "mean", "max+mean"]
 
@@ -113,7 +113,7 @@ class SharedAttention(nn.Module):
         self.query, self.value = query, value
         self.register_load_state_dict_pre_hook(rename_old_keys)
 
-    def forward(self, x: Tensor, mask: AttentionMask | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """Attend from tokens x (B, N, dim) to the same tokens; returns (B, N, dim)."""
         q = split_heads(self.query(x), self.core.num_heads)
         return join_heads(self.core(q, q, split_heads(self.value(x), self.core.num_heads), mask))

@@ -11,7 +11,7 @@ from sinkformer_pl.normalizations.old_spelling import Guarantees, adopt, adopt_c
 from sinkformer_pl.normalizations.per_head import numbers_per_head
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.ops.forbidden import forbid, forbid_pairs
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head, score_scale
 
 
@@ -73,15 +73,11 @@ class AttentionNormalization(nn.Module, ABC):
             number.build(self, num_heads)
 
     @abstractmethod
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values; returns (B, H, Q, Dv)."""
 
     @abstractmethod
-    def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Compute the weights themselves, (B, H, Q, K): for diagnostics and tests, not in the path of training."""
 
     def extra_repr(self) -> str:
@@ -93,7 +89,7 @@ class AttentionNormalization(nn.Module, ABC):
         self,
         q: Tensor,
         k: Tensor,
-        mask: AttentionMask | None,
+        mask: Mask,
         *,
         scale: float | Tensor | None = None,
         bias: Tensor | None = None,
@@ -124,9 +120,7 @@ class ScoreNormalization(AttentionNormalization):
             Weights (B, H, Q, K) in the dtype of the scores, exactly 0 outside of the mask.
         """
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values; returns (B, H, Q, Dv)."""
         scale, bias, mask = self._prepare(q, k, mask, **options)
         q, k, v = mask.without_padding(q, k, v)
@@ -134,9 +128,7 @@ class ScoreNormalization(AttentionNormalization):
             weights = self(_scores(q, k, scale, bias), mask)
             return (weights @ at_least_float32(v)).to(v.dtype)
 
-    def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Compute the weights themselves, (B, H, Q, K)."""
         scale, bias, mask = self._prepare(q, k, mask, **options)
         q, k, _ = mask.without_padding(q, k, k)

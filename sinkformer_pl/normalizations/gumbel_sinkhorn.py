@@ -11,7 +11,7 @@ from sinkformer_pl import ops
 from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
@@ -60,9 +60,7 @@ class GumbelSinkhorn(ScoreNormalization):
         noisy = scores + gumbel_noise(scores.shape, scores) if self.training else scores
         return ops.sinkhorn(noisy / self.noise_temperature, self.n_iters, mask=mask)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `ops.sinkhorn_attention` with the noise as a bias."""
         scale, bias, mask = self._prepare(q, k, mask, **options)
         if bias is not None:

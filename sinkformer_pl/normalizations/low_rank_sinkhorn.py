@@ -10,7 +10,7 @@ from sinkformer_pl.normalizations.per_head import unbuilt
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
 from sinkformer_pl.ops.low_rank_sinkhorn import low_rank_attention, low_rank_sinkhorn
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
@@ -56,21 +56,17 @@ class LowRankSinkhorn(AttentionNormalization):
         self.pivots = nn.Parameter(torch.randn(num_heads, self.rank, head_dim))
         self.mass_logits = nn.Parameter(torch.zeros(num_heads, self.rank))
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), without the weights."""
         return low_rank_attention(q, k, v, **self._arguments(q, k, mask, **options))
 
-    def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Compute the weights themselves, (B, H, Q, K)."""
         plan = low_rank_sinkhorn(q, k, **self._arguments(q, k, mask, **options))
         with no_autocast(q):
             return (plan.to_pivots @ plan.to_keys).to(q.dtype)
 
-    def _arguments(self, q: Tensor, k: Tensor, mask: AttentionMask | None, **options: Unpack[ScoreOptions]) -> Any:
+    def _arguments(self, q: Tensor, k: Tensor, mask: Mask, **options: Unpack[ScoreOptions]) -> Any:
         scale, bias, mask = self._prepare(q, k, mask, **options)
         refuse_bias(self, bias, "it never forms the scores of queries and keys")
         if self.pivots is None or self.mass_logits is None:

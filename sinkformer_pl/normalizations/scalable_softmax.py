@@ -9,7 +9,7 @@ from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptio
 from sinkformer_pl.normalizations.per_head import PerHead
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.softmax import scalable_softmax, scalable_softmax_attention
 
 
@@ -46,9 +46,7 @@ class ScalableSoftmax(ScoreNormalization):
         """Apply `sinkformer_pl.ops.softmax.scalable_softmax` to scores (B, H, Q, K)."""
         return scalable_softmax(scores, self.factor, mask=mask)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.scalable_softmax_attention`."""
         return scalable_softmax_attention(q, k, v, self.factor, mask=mask, **options)
 

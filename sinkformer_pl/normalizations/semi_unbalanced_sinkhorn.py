@@ -11,7 +11,7 @@ from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptio
 from sinkformer_pl.normalizations.per_head import PerHead
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 LARGEST_LEARNED = 1e15
@@ -68,8 +68,6 @@ class SemiUnbalancedSinkhorn(ScoreNormalization):
         """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K), with the column step damped."""
         return ops.sinkhorn(scores, self.n_iters, mask=mask, lam=self.lam)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, lam=self.lam, **options)

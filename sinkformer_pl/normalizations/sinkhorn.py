@@ -9,7 +9,7 @@ from sinkformer_pl import ops
 from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient
 
@@ -55,8 +55,6 @@ class Sinkhorn(ScoreNormalization):
         """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K)."""
         return ops.sinkhorn(scores, self.n_iters, mask=mask)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
         return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, gradient=self.gradient, **options)

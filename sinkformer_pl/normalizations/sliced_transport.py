@@ -10,7 +10,7 @@ from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreO
 from sinkformer_pl.normalizations.per_head import unbuilt
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import Mask
 from sinkformer_pl.ops.sliced_transport import require_temperatures, sliced_transport
 
 
@@ -70,9 +70,7 @@ class SlicedTransport(AttentionNormalization):
         if self.slices is not None:
             self.directions = nn.Parameter(torch.randn(num_heads, self.slices, head_dim))
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, n, Dv), by `sinkformer_pl.ops.sliced_transport`."""
         scale, bias, mask = self._prepare(q, k, mask, **options)
         refuse_bias(self, bias, "it forms no scores")
@@ -89,9 +87,7 @@ class SlicedTransport(AttentionNormalization):
             mask=mask,
         )
 
-    def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Compute the weights themselves, (B, H, n, n)."""
         identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device).expand(*k.shape[:-1], -1)
         return self.attend(q, k, identity, mask, **options)

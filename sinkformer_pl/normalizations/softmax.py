@@ -7,7 +7,7 @@ from torch import Tensor
 from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.softmax import softmax, softmax_attention
 
 
@@ -25,8 +25,6 @@ class Softmax(ScoreNormalization):
         """Apply softmax to the rows of scores (B, H, Q, K), over the keys that the mask permits."""
         return softmax(scores, mask=mask)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
         return softmax_attention(q, k, v, mask=mask, **options)

@@ -7,7 +7,7 @@ from torch import Tensor
 from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.softmax import softmax, softmax_attention
 
 
@@ -28,8 +28,6 @@ class Softmax1(ScoreNormalization):
         """Apply `sinkformer_pl.ops.softmax.softmax` with a sink to scores (B, H, Q, K)."""
         return softmax(scores, mask=mask, sink=True)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.softmax.softmax_attention`."""
         return softmax_attention(q, k, v, mask=mask, sink=True, **options)

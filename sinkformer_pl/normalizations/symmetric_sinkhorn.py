@@ -8,7 +8,7 @@ from torch import Tensor
 from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions, refuse_bias
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.sinkhorn import require_half_steps
 from sinkformer_pl.ops.symmetric_sinkhorn import symmetric_sinkhorn
 
@@ -49,16 +49,12 @@ class SymmetricSinkhorn(ScoreNormalization):
         """Apply `sinkformer_pl.ops.symmetric_sinkhorn` to scores (B, H, N, N), which must equal their transpose."""
         return symmetric_sinkhorn(scores, self.n_iters, mask=mask)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Multiply weights and values, (B, H, N, Dv)."""
         self._require_symmetric(q, k, options.get("bias"))
         return super().attend(q, k, v, mask, **options)
 
-    def weights(
-        self, q: Tensor, k: Tensor, mask: AttentionMask | None = None, **options: Unpack[ScoreOptions]
-    ) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
         """Compute the weights themselves, (B, H, N, N)."""
         self._require_symmetric(q, k, options.get("bias"))
         return super().weights(q, k, mask, **options)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
+from sinkformer_pl.ops.mask import AttentionMask, Mask, is_forbidden
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 
-def sparsemax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def sparsemax(scores: Tensor, *, mask: Mask = None) -> Tensor:
     """Find the point of the simplex nearest to the scores, over the keys that a query may meet: alpha-entmax at 2.
 
     Exact, by sorting each row: O(K log K) a query.
@@ -39,7 +39,7 @@ def sparsemax(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
     return _weights(scores, 2.0, mask, _by_sorting_2)
 
 
-def entmax15(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def entmax15(scores: Tensor, *, mask: Mask = None) -> Tensor:
     """Apply alpha-entmax at alpha = 1.5, halfway from softmax to sparsemax.
 
     Exact, by sorting each row: O(K log K) a query.
@@ -60,7 +60,7 @@ def entmax15(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
     return _weights(scores, 1.5, mask, _by_sorting_15)
 
 
-def entmax(scores: Tensor, alpha: float | Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def entmax(scores: Tensor, alpha: float | Tensor, *, mask: Mask = None) -> Tensor:
     """Find argmax_p p·scores + H(p) over the simplex, with H(p) = sum_j (p_j - p_j^alpha) / (alpha (alpha - 1)).
 
     The larger alpha, the sparser; 1 is softmax, 2 sparsemax. By bisection of the threshold to the last bit of the
@@ -98,7 +98,7 @@ Solver = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Weights of finite or -inf scores whose row maximum is 0, given alpha and the number of keys of each row."""
 
 
-def _weights(scores: Tensor, alpha: float | Tensor, mask: AttentionMask | None, solve: Solver) -> Tensor:
+def _weights(scores: Tensor, alpha: float | Tensor, mask: Mask, solve: Solver) -> Tensor:
     mask = mask or AttentionMask()
     with no_autocast(scores):
         x = at_least_float32(scores)

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
+from sinkformer_pl.ops.mask import AttentionMask, Mask, is_forbidden
 
 
-def forbid(bias: Tensor | None, mask: AttentionMask | None, scores: Tensor) -> tuple[Tensor | None, AttentionMask]:
+def forbid(bias: Tensor | None, mask: Mask, scores: Tensor) -> tuple[Tensor | None, AttentionMask]:
     """Apply the rule to a bias: -inf at the entries that forbid, and a mask without the keys that nobody may meet.
 
     Tensor operations alone, so no wait for a device. Applied twice it changes nothing more.
@@ -34,9 +34,7 @@ def forbid(bias: Tensor | None, mask: AttentionMask | None, scores: Tensor) -> t
     return bias.masked_fill(forbidden, -torch.inf), mask
 
 
-def forbid_pairs(
-    bias: Tensor | None, mask: AttentionMask | None, scores: Tensor
-) -> tuple[Tensor | None, AttentionMask]:
+def forbid_pairs(bias: Tensor | None, mask: Mask, scores: Tensor) -> tuple[Tensor | None, AttentionMask]:
     """Apply the rule as `forbid` does, for what honours pairs: a bias of 0 at the entries that forbid, and pairs.
 
     Arguments and errors as of `forbid`; scores are (B, H, Q, K).
@@ -49,9 +47,7 @@ def forbid_pairs(
     return bias.masked_fill(forbidden, 0.0), replace(mask, pairs=pairs)
 
 
-def _apply(
-    bias: Tensor | None, mask: AttentionMask | None, scores: Tensor
-) -> tuple[Tensor | None, AttentionMask, Tensor | None]:
+def _apply(bias: Tensor | None, mask: Mask, scores: Tensor) -> tuple[Tensor | None, AttentionMask, Tensor | None]:
     mask = mask or AttentionMask()
     if bias is None:
         return None, mask, None

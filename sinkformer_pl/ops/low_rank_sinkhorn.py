@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps, sinkhorn
 from sinkformer_pl.ops.sinkhorn_attention.api import sinkhorn_attention
@@ -31,7 +31,7 @@ def low_rank_sinkhorn(
     n_iters: int = 5,
     *,
     scale: float | Tensor = 1.0,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
 ) -> LowRankPlan:
     """Glue two entropic couplings at r pivots: P1 of queries and pivots, P2 of pivots and keys.
 
@@ -83,7 +83,7 @@ def low_rank_attention(
     n_iters: int = 5,
     *,
     scale: float | Tensor = 1.0,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
 ) -> Tensor:
     """Multiply the weights of `low_rank_sinkhorn` and the values, by two calls of `sinkhorn_attention`.
 
@@ -115,7 +115,7 @@ def low_rank_attention(
         return output.to(dtype)
 
 
-def _check(q: Tensor, pivots: Tensor, masses: Tensor, n_iters: int, mask: AttentionMask | None) -> AttentionMask:
+def _check(q: Tensor, pivots: Tensor, masses: Tensor, n_iters: int, mask: Mask) -> AttentionMask:
     require_odd_half_steps(n_iters)
     heads, width = q.shape[1], q.shape[-1]
     if pivots.ndim != 3 or pivots.shape[::2] != (heads, width) or masses.shape != pivots.shape[:2]:

@@ -168,6 +168,10 @@ class AttentionMask:
         return (self.key_row(scores) if met is None else met).sum(-1, keepdim=True).clamp(min=1).to(dtype)
 
 
+Mask = AttentionMask | None
+"""Mask of an attention that may have none: every query and key is real then, and every pair may meet."""
+
+
 def _one_of(given: dict[str, Tensor | None]) -> Tensor:
     """Turn the one mask that is given, by name, into a bool tensor with True = may meet."""
     names = [name for name, tensor in given.items() if tensor is not None]

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 
 
-def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | None = None) -> Tensor:
+def sigmoid(scores: Tensor, *, bias: float | None = None, mask: Mask = None) -> Tensor:
     """Apply the sigmoid to scores + bias.
 
     Args:
@@ -30,7 +30,7 @@ def sigmoid(scores: Tensor, *, bias: float | None = None, mask: AttentionMask | 
         return weights.where(mask.allowed(scores), 0.0).to(scores.dtype)
 
 
-def relu(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def relu(scores: Tensor, *, mask: Mask = None) -> Tensor:
     """Divide the positive part of the scores by the number of keys that the query may meet.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sinkformer_pl.ops.forbidden import forbid
 from sinkformer_pl.ops.marginals import Marginals, given_marginals, only, uniform_marginals
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 
@@ -29,7 +29,7 @@ def sinkhorn(
     scores: Tensor,
     n_iters: int = 3,
     *,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
     lam: float | Tensor = 1.0,
     row_marginal: Tensor | None = None,
     column_marginal: Tensor | None = None,
@@ -87,7 +87,7 @@ def sinkhorn(
         return plan.weights.to(scores.dtype)
 
 
-def marginal_error(weights: Tensor, mask: AttentionMask | None = None) -> Tensor:
+def marginal_error(weights: Tensor, mask: Mask = None) -> Tensor:
     """Compute the residual of a plan: its largest distance from unit rows and columns of Q/K, over real tokens.
 
     Args:
@@ -156,7 +156,7 @@ def half_steps(
     return Plan(weights, f, g)
 
 
-def _forbid(scores: Tensor, mask: AttentionMask | None) -> tuple[Tensor, AttentionMask]:
+def _forbid(scores: Tensor, mask: Mask) -> tuple[Tensor, AttentionMask]:
     cleaned, mask = forbid(scores, mask, scores)
     assert cleaned is not None
     return cleaned, mask

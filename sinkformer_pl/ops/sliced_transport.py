@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own docum
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.softmax import softmax
 
@@ -25,7 +25,7 @@ def sliced_transport(
     slice_temperature: float,
     scale: float | Tensor = 1.0,
     directions: Tensor | None = None,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
 ) -> Tensor:
     """Multiply the expected sliced transport plan of queries and keys, times n, and the values.
 

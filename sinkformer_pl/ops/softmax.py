@@ -5,14 +5,14 @@ import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own docum
 from torch import Tensor
 
 from sinkformer_pl.ops.forbidden import forbid_pairs
-from sinkformer_pl.ops.mask import AttentionMask, is_forbidden
+from sinkformer_pl.ops.mask import AttentionMask, Mask, is_forbidden
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 
 EPSILON = 1e-6
 """Added to the denominator of `softpick`, as its authors do."""
 
 
-def softmax(scores: Tensor, *, mask: AttentionMask | None = None, sink: bool = False) -> Tensor:
+def softmax(scores: Tensor, *, mask: Mask = None, sink: bool = False) -> Tensor:
     """Apply softmax over the keys that a query may meet.
 
     Args:
@@ -42,7 +42,7 @@ def softmax_attention(
     k: Tensor,
     v: Tensor,
     *,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
     scale: float | Tensor | None = None,
     bias: Tensor | None = None,
     sink: bool = False,
@@ -89,7 +89,7 @@ def softmax_attention(
         return output.to(dtype)
 
 
-def scalable_softmax(scores: Tensor, s: float | Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def scalable_softmax(scores: Tensor, s: float | Tensor, *, mask: Mask = None) -> Tensor:
     """Apply softmax to s · log n · scores, with n the number of keys that the query may meet.
 
     Args:
@@ -114,7 +114,7 @@ def scalable_softmax_attention(
     v: Tensor,
     s: float | Tensor,
     *,
-    mask: AttentionMask | None = None,
+    mask: Mask = None,
     scale: float | Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -141,7 +141,7 @@ def scalable_softmax_attention(
     return softmax_attention(q * sharpness, k, v, mask=mask, scale=scale, bias=bias).to(dtype)
 
 
-def softpick(scores: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+def softpick(scores: Tensor, *, mask: Mask = None) -> Tensor:
     """Apply rectified softmax, relu(e^x - 1) / (sum |e^x - 1| + 1e-6) over the keys that a query may meet.
 
     Args:

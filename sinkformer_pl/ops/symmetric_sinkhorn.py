@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.marginals import only, uniform_marginals
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 from sinkformer_pl.ops.sinkhorn import require_half_steps
 
 
-def symmetric_sinkhorn(scores: Tensor, n_iters: int = 3, *, mask: AttentionMask | None = None) -> Tensor:
+def symmetric_sinkhorn(scores: Tensor, n_iters: int = 3, *, mask: Mask = None) -> Tensor:
     """Compute the plan of `sinkhorn` for scores that equal their transpose, whose two potentials are one.
 
     With S(f)_i = -logsumexp_j(scores_ij + f_j) and f = 0 to begin with, all steps but the last are f <- (f + S(f)) / 2;

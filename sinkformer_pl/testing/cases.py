@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.normalizations.contract import AttentionNormalization
-from sinkformer_pl.ops.mask import AttentionMask, causal_pairs
+from sinkformer_pl.ops.mask import AttentionMask, Mask, causal_pairs
 
 _ALL = slice(None)
 
@@ -22,7 +22,7 @@ class Case:
     k: Tensor
     v: Tensor
     bias: Tensor | None
-    mask: AttentionMask | None
+    mask: Mask
     scale: float | Tensor
     words: str
 
@@ -126,7 +126,7 @@ def draw_case(
     )
 
 
-def _mask(kind: str, sizes: tuple[int, int, int, int], square: bool, tied: bool) -> AttentionMask | None:
+def _mask(kind: str, sizes: tuple[int, int, int, int], square: bool, tied: bool) -> Mask:
     samples, heads, rows, columns = (torch.arange(size) for size in sizes)
     samples = samples[:, None]
     if kind == "none":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations.contract import AttentionNormalization, ScoreNormalization
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 
 TOKENS = 6
 """Length of the longer sample; the shorter one has two tokens of padding behind it."""
@@ -83,7 +83,7 @@ def _check_forward(module: ScoreNormalization, scores: Tensor, mask: AttentionMa
         )
 
 
-def _attend(module: AttentionNormalization, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask | None) -> Tensor:
+def _attend(module: AttentionNormalization, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     where = f"{type(module).__name__}.attend"
     output = _call(where, module.attend, q, k, v, mask, scale=1 / math.sqrt(q.shape[-1]))
     _require_like(where, "weights times values", output, v, "(B, H, Q, Dv)")
