@@ -3,12 +3,13 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
@@ -19,7 +20,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 
 from sinkformer_pl.batch import collate
 from sinkformer_pl.cli.layers import did_you_mean
@@ -30,6 +31,8 @@ from sinkformer_pl.models import AttentionCore
 from sinkformer_pl.tasks.protocol import monitors_of
 from sinkformer_pl.testing import rehearse
 from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.checkpoint_content import METRICS_KEY
+from sinkformer_pl.training.resume import RESUME_KEY
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -218,6 +221,8 @@ def require_room(folder: Path) -> None:
 def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
     """Tell whether an EarlyStopping has ended a checkpoint's training, as it would after one epoch more.
 
+    By patience, or since what it monitors is beyond a threshold of now, or isn't finite.
+
     Args:
         trainer: with the callbacks of now.
         checkpoint: what `read_checkpoint` gives.
@@ -225,9 +230,26 @@ def stopped_early(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> bool:
     epochs = lightning_state.epochs_of(checkpoint)
     if epochs < (trainer.min_epochs or 0) or checkpoint["global_step"] < (trainer.min_steps or 0):
         return False
-    callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    states = (checkpoint["callbacks"].get(c.state_key, {}) for c in callbacks if isinstance(c, EarlyStopping))
-    return any(state.get("wait_count", 0) >= state.get("patience", math.inf) for state in states)
+    values = {**(checkpoint.get(METRICS_KEY) or {}), **(checkpoint.get(RESUME_KEY) or {}).get("monitored", {})}
+    stoppers = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    for callback in stoppers:
+        state = checkpoint["callbacks"].get(callback.state_key, {})
+        stopped = state.get("stopping_reason_message") is not None
+        if state.get("wait_count", 0) >= state.get("patience", math.inf) or (
+            stopped and callback.monitor in values and _beyond(callback, torch.tensor(values[callback.monitor]))
+        ):
+            return True
+    return False
+
+
+def _beyond(callback: EarlyStopping, value: Tensor) -> bool:
+    """Tell whether a value ends a training at once, as Lightning does."""
+    stop, diverged = callback.stopping_threshold, callback.divergence_threshold
+    return bool(
+        (callback.check_finite and not value.isfinite())
+        or (stop is not None and callback.monitor_op(value, stop))
+        or (diverged is not None and callback.monitor_op(-value, -diverged))
+    )
 
 
 def rehearse_normalizations(model: nn.Module) -> None:

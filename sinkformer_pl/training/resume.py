@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
@@ -62,6 +62,8 @@ class ResumeState(pl.Callback):
             changed["parts"] = trainer.accumulate_grad_batches
         if (frozen := _frozen(pl_module)) != self._frozen:
             changed["frozen"] = frozen
+        if monitored := _monitored(trainer):
+            changed["monitored"] = monitored
         checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), **changed, "ranks": ranks}
 
     @override
@@ -155,6 +157,13 @@ class ResumeState(pl.Callback):
             _set_random_state(self._loaded["random"], module.device)
             _set_counts(self._loaded["metrics"], module)
             self._loaded = None
+
+
+def _monitored(trainer: pl.Trainer) -> dict[str, float]:
+    """Return what the callbacks of early stopping look at, as it is now."""
+    stoppers = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    found = trainer.callback_metrics
+    return {stopper.monitor: float(found[stopper.monitor]) for stopper in stoppers if stopper.monitor in found}
 
 
 def _frozen(module: pl.LightningModule) -> list[str]:

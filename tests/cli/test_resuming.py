@@ -115,6 +115,32 @@ def test_a_training_that_was_stopped_early_is_over_until_it_is_not_stopped_so(ti
     assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 4
 
 
+@pytest.mark.parametrize(
+    ("monitor", "threshold", "other"),
+    [
+        ("val/loss", ["stopping_threshold", "100"], "0.001"),
+        ("val/loss", ["divergence_threshold", "0.001"], "100"),
+        # The metric isn't among those of validation, which every checkpoint has.
+        ("train/loss", ["stopping_threshold", "100"], "0.001"),
+    ],
+)
+def test_a_training_that_a_threshold_ended_is_over_until_the_threshold_is_another(
+    tiny, run, tmp_path, monitor, threshold, other
+):
+    name, value = threshold
+    stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", monitor]
+    more = ["--trainer.max_epochs", "4", f"--trainer.callbacks.{name}"]
+    run("fit", "--config", tiny, *stopper, *more, value)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    before = last.read_bytes()
+    assert read_checkpoint(last)["epoch"] == 1
+    printed = run("fit", "--config", tiny, *stopper, *more, value, "--ckpt_path", "last")
+    assert "nothing to do: EarlyStopping has ended this training; leave it out" in printed
+    assert last.read_bytes() == before
+    run("fit", "--config", tiny, *stopper, *more, other, "--ckpt_path", "last")
+    assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 4
+
+
 def test_patience_that_ended_before_the_least_number_of_epochs_ends_nothing(tiny, run, tmp_path):
     stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     still = ["--trainer.callbacks.patience", "1", "--model.optimizer.lr", "0"]
