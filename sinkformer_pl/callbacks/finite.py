@@ -126,13 +126,7 @@ class RequireFinite(pl.Callback):
         """
         self._settle(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read what is pending.
-
-        Raises:
-            RunError: a step's numbers aren't finite.
-        """
-        self._settle(trainer, pl_module)
+    on_train_epoch_end = on_validation_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Let go of the batch."""
@@ -163,44 +157,37 @@ class RequireFinite(pl.Callback):
             )
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Keep which samples' outputs are finite."""
-        self._keep(batch)
+        finite, self._outputs = self._outputs, None
+        if isinstance(batch, Batch) and finite is not None:
+            self._evaluated.append((batch.index, finite))
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keep which samples' outputs are finite."""
-        self._keep(batch)
-
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keep which samples' outputs are finite."""
-        self._keep(batch)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn of samples whose outputs aren't finite."""
-        self._warn(trainer, "val")
+        evaluated, self._evaluated = self._evaluated, []
+        if not evaluated:
+            return
+        split = "test" if trainer.testing or trainer.predicting else "val"
+        rows = torch.cat([finite for _, finite in evaluated])
+        guilty = not_finite(torch.cat([index for index, _ in evaluated]), rows)
+        if guilty:
+            warnings.warn(
+                f"the outputs of {len(guilty)} of {len(rows)} {split} samples are not finite: "
+                f"{names_of(getattr(trainer, 'datamodule', None), split, guilty)}; don't trust the {split} metrics; "
+                "repair or remove these samples",
+                stacklevel=2,
+            )
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of samples whose outputs aren't finite."""
-        self._warn(trainer, "test")
-
-    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn of samples whose outputs aren't finite."""
-        self._warn(trainer, "test")
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def _look_at(self, output: Any) -> None:
         # Under DDP the same hook also sees what the training step returns, a loss.
         if isinstance(output, Tensor) and output.ndim:
             self._outputs = _finite_rows(output.detach())
-
-    def _keep(self, batch: Any) -> None:
-        outputs, self._outputs = self._outputs, None
-        if isinstance(batch, Batch) and outputs is not None:
-            self._evaluated.append((batch.index, outputs))
 
     def _remove_hook(self) -> None:
         if self._hook is not None:
@@ -235,20 +222,6 @@ class RequireFinite(pl.Callback):
                 vars(optimizer).pop("found_inf", None)
         self._broken = None
         self._pending.clear()
-
-    def _warn(self, trainer: pl.Trainer, split: str) -> None:
-        evaluated, self._evaluated = self._evaluated, []
-        if not evaluated:
-            return
-        rows = torch.cat([finite for _, finite in evaluated])
-        guilty = not_finite(torch.cat([index for index, _ in evaluated]), rows)
-        if guilty:
-            warnings.warn(
-                f"the outputs of {len(guilty)} of {len(rows)} {split} samples are not finite: "
-                f"{names_of(getattr(trainer, 'datamodule', None), split, guilty)}; don't trust the {split} metrics; "
-                "repair or remove these samples",
-                stacklevel=2,
-            )
 
 
 def _stop(trainer: pl.Trainer, pl_module: pl.LightningModule, step: Step) -> NoReturn:
