@@ -45,6 +45,30 @@ def open_file(path: Path) -> BufferedReader:
         raise _unreadable(path, error) from None
 
 
+def decoded_lines(file: Iterable[bytes], where: str) -> Iterator[str]:
+    r"""Decode lines of UTF-8 as they are read; "\n" alone ends a line, and a byte order mark is dropped.
+
+    Args:
+        file: a binary file, or other lines of bytes.
+        where: its name, for messages.
+
+    Yields:
+        Each line without its "\n".
+
+    Raises:
+        UserError: bytes that aren't UTF-8.
+    """
+    place = 0
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            at = f"byte {place + error.start}, line {number} (0x{line[error.start]:02x})"
+            raise UserError(f"{where}: not UTF-8 at {at}; save it as UTF-8") from None
+        place += len(line)
+        yield (text.removeprefix("\ufeff") if number == 1 else text).removesuffix("\n")
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is a folder of this name; unlike `Path.is_dir` on some versions, always in one line.
 

@@ -1,20 +1,18 @@
 """A stream of raw inputs from what is on the disk: files, folders, lines, tables, arrays; nothing is read ahead."""
 
-import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from sinkformer_pl.data.columns import require_columns
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES
-from sinkformer_pl.data.reading import cause, files_below, is_folder, open_file
+from sinkformer_pl.data.reading import cause, decoded_lines, files_below, is_folder, open_file
+from sinkformer_pl.data.table import TABLE_SUFFIXES, table_rows
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference.inputs import Item
 
@@ -22,8 +20,6 @@ STANDARD_INPUT = "-"
 ENDINGS: dict[str, Sequence[str]] = {"images": IMG_EXTENSIONS, "texts": (".txt",), "point clouds": SUFFIXES}
 """Of the files in folders, by the kind of inputs; a file that is named itself may be called as it likes."""
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-TABLES = (*DELIMITERS, ".jsonl")
 REMEDY = "name it by --text, or --label"
 
 
@@ -66,7 +62,7 @@ class Sources:
                 yield Item(f"{name}:{number}", line) if self.kind == "texts" else Item(line, Path(line))
         elif is_folder(path):
             yield from self._in_folder(path, warn)
-        elif self.kind == "texts" and path.suffix.lower() in TABLES:
+        elif self.kind == "texts" and path.suffix.lower() in TABLE_SUFFIXES:
             yield from self._in_table(path)
         elif self.kind == "texts" and self.lines:
             with open_file(path) as file:
@@ -96,12 +92,10 @@ class Sources:
 
     def _in_table(self, path: Path) -> Iterator[Item]:
         columns = [self.text] if self.label is None else [self.text, self.label]
-        with open_file(path) as file:
-            rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
-            for line, cells in rows(file, path, columns):
-                label = None if self.label is None else cells[self.label]
-                text = cells[self.text]
-                yield Item(f"{path}:{line}", text, None if label is None else str(label).strip() or None)
+        for line, cells in table_rows(path, columns, "name the columns by --text and --label"):
+            label = None if self.label is None else cells[self.label]
+            known = label is not None and str(label).strip()
+            yield Item(f"{path}:{line}", cells[self.text], str(label).strip() if known else None)
 
     def _in_array(self, path: Path) -> Iterator[Item]:
         open_file(path).close()
@@ -117,51 +111,5 @@ class Sources:
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     r"""Yield the numbers and texts of lines, which end in "\n" or "\r\n"."""
-    for number, line in enumerate(file, 1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}, line {number}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-        yield number, text.removeprefix("\ufeff" if number == 1 else "").removesuffix("\n").removesuffix("\r")
-
-
-Rows = Iterator[tuple[int, dict[str, Any]]]
-
-
-def _csv_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
-    delimiter = DELIMITERS[path.suffix.lower()]
-    quoting: Any = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
-    lines = (f"{line}\n" for _, line in _lines(file, str(path)))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, **quoting)
-    limit, header, line = csv.field_size_limit(sys.maxsize), None, 1
-    try:
-        for cells in reader:
-            if header is None:
-                header = [name.strip() for name in cells]
-                require_columns(columns, header, str(path), REMEDY)
-            elif cells:
-                if len(cells) != len(header):
-                    found = f"{len(cells)} columns, but line 1 names {len(header)}"
-                    raise UserError(f"{path}, line {line}: {found}; put texts with separators in them into quotes")
-                yield line, dict(zip(header, cells, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, line {line}: {error}; repair the row's quotes") from None
-    finally:
-        csv.field_size_limit(limit)
-    if header is None:
-        raise UserError(f"{path}: an empty file; give a table with a line of names")
-
-
-def _json_rows(file: IO[bytes], path: Path, columns: Sequence[str]) -> Rows:
-    for number, line in _lines(file, str(path)):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: no JSON ({cause(error)}); give one object a line") from None
-        if not isinstance(cells, dict):
-            raise UserError(f"{path}, line {number}: a {type(cells).__name__}; give one object a line")
-        require_columns(columns, list(cells), str(path), REMEDY)
-        yield number, cells
+    for number, line in enumerate(decoded_lines(file, name), 1):
+        yield number, line.removesuffix("\r")

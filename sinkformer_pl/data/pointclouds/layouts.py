@@ -1,13 +1,12 @@
 """Where the files of point clouds lie, and which class and part each belongs to: folders, or a list."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sinkformer_pl.data.columns import is_missing, require_columns, require_line_ends
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES, is_cloud_file
-from sinkformer_pl.data.reading import files_below, is_folder, list_folder, open_file, warn_of_left_out
+from sinkformer_pl.data.reading import files_below, is_folder, list_folder, warn_of_left_out
+from sinkformer_pl.data.table import table_rows
 from sinkformer_pl.errors import UserError
 
 PARTS = ("train", "test", "val")
@@ -121,22 +120,11 @@ def read_list(path: Path) -> Listing:
         UserError: a file that can't be read, columns or labels that are missing, no file of such a name, a split of
             another name, or one without clouds.
     """
-    with open_file(path) as file:
-        content = file.read()
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    require_line_ends(content.decode("utf-8-sig").partition("\n")[0], str(path))
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    columns = reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or ()]
-    require_columns(["path", "label"], columns, str(path), "name them path and label")
     rows: list[tuple[Path, str, str]] = []
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
-        name, label = ((row[column] or "").strip() for column in ("path", "label"))
-        split = (row.get("split") or "").strip() if "split" in columns else EVERYTHING
-        if not name or is_missing(label):
+    for line, cells in table_rows(path, ["path", "label"], "name them path and label"):
+        where = f"{path}, line {line}"
+        name, label, split = (str(cells.get(column, EVERYTHING)).strip() for column in ("path", "label", "split"))
+        if not name or not label:
             raise UserError(f"{where}: no {'label' if name else 'path'}; give one or remove the line")
         if split not in (*PARTS, EVERYTHING):
             raise UserError(f"{where}: split {split[:20]!r}; give one of {', '.join(PARTS)}")

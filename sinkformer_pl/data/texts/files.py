@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from sinkformer_pl.data.table import Row, label_of, plain, read_table
 from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines
-from sinkformer_pl.data.texts.table import Row, label_of, plain, read_table
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 

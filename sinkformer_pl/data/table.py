@@ -1,20 +1,22 @@
-"""Rows of tables of texts: .csv, .tsv and .jsonl files."""
+"""Rows of tables, .csv, .tsv and .jsonl files, as they are read."""
 
 import csv
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from sinkformer_pl.data.columns import is_missing, other_separator, require_columns, require_line_ends
-from sinkformer_pl.data.texts.base import read_lines, read_utf8
+from sinkformer_pl.data.reading import decoded_lines, open_file
 from sinkformer_pl.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-_REMEDY = "name the columns by data.text, data.label and data.group"
+REMEDY = "name the columns by data.text, data.label and data.group"
+"""Of texts to train on, where a column isn't there."""
 
 
 class Row(NamedTuple):
@@ -59,7 +61,24 @@ def label_of(row: Row, column: str, path: Path, classes: Sequence[str] | None) -
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Read the rows of a table that has all of `columns`; spaces around their names don't count.
+    """Read all rows of a table, as `table_rows` yields them.
+
+    Raises:
+        UserError: as `table_rows`, or no rows.
+    """
+    rows = list(table_rows(path, columns))
+    if not rows:
+        raise UserError(f"{path}: no rows; give a table with texts")
+    return rows
+
+
+def table_rows(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> Iterator[Row]:
+    """Yield the rows of a table that has all of `columns`, as they are read; spaces around their names don't count.
+
+    Args:
+        path: of the table.
+        columns: names of those that are needed.
+        remedy: how to name columns, for messages.
 
     Raises:
         UserError: no such table, a missing column, or a row that is broken.
@@ -67,17 +86,16 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise UserError(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}; give such a table")
-    rows = list(_json_rows(path, columns) if suffix == ".jsonl" else _csv_rows(path, columns))
-    if not rows:
-        raise UserError(f"{path}: no rows; give a table with texts")
-    return rows
+    with open_file(path) as file:
+        yield from (_json_rows if suffix == ".jsonl" else _csv_rows)(file, path, columns, remedy)
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _csv_rows(file: IO[bytes], path: Path, columns: Sequence[str], remedy: str) -> Iterator[Row]:
     # "\n" alone ends a line, as for the other kinds of files; the reader takes care of those inside of quotes.
-    content = read_utf8(path).split("\n")
-    require_line_ends(content[0], str(path))
-    lines = (line + "\n" for line in content)
+    content = decoded_lines(file, str(path))
+    first = next(content, "")
+    require_line_ends(first, str(path))
+    lines = (line + "\n" for line in chain([first], content))
     if path.suffix.lower() == ".tsv":
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     else:
@@ -89,7 +107,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         for cells in reader:
             if header is None:
                 header = [name.strip() for name in cells]
-                require_columns(columns, header, f"{path}, line {line}", _REMEDY)
+                require_columns(columns, header, f"{path}, line {line}", remedy)
             elif len(cells) not in (0, len(header)):
                 raise UserError(
                     f"{path}, line {line}: {len(cells)} columns, but line 1 names {len(header)}; put texts with "
@@ -99,7 +117,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 yield Row(line, dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
-        if header is None and (hint := other_separator(columns, content[0])):
+        if header is None and (hint := other_separator(columns, first)):
             raise UserError(f"{path}, line {line}: {hint}") from None
         raise UserError(f"{path}, line {line}: {error}; repair the row's quotes") from None
     finally:
@@ -113,8 +131,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    for line, content in enumerate(read_lines(path), 1):
+def _json_rows(file: IO[bytes], path: Path, columns: Sequence[str], remedy: str) -> Iterator[Row]:
+    for line, content in enumerate(decoded_lines(file, str(path)), 1):
+        if line == 1:
+            require_line_ends(content, str(path))
         if not content.strip():
             continue
         try:
@@ -124,5 +144,5 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             raise UserError(f"{path}, line {line}: no JSON ({cause}); give one object a line") from None
         if not isinstance(cells, dict):
             raise UserError(f"{path}, line {line}: a {type(cells).__name__}; give one object a line")
-        require_columns(columns, list(cells), f"{path}, line {line}", _REMEDY)
+        require_columns(columns, list(cells), f"{path}, line {line}", remedy)
         yield Row(line, cells)
