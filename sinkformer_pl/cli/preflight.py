@@ -3,32 +3,23 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    BaseFinetuning,
-    BatchSizeFinder,
-    EarlyStopping,
-    LearningRateFinder,
-    ModelCheckpoint,
-    Timer,
-)
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from sinkformer_pl.batch import collate
-from sinkformer_pl.cli.layers import did_you_mean
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import AttentionCore
-from sinkformer_pl.tasks.protocol import monitors_of
 from sinkformer_pl.testing import rehearse
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
@@ -82,49 +73,6 @@ def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
         raise UserError("trainer.max_epochs 0: nothing would be trained; give 1 or more")
 
 
-def require_sensible_callbacks(callbacks: Iterable[pl.Callback], model: pl.LightningModule) -> None:
-    """Refuse callbacks that can't work here, or that wait for a metric that there won't be.
-
-    Args:
-        callbacks: the user's.
-        model: the task.
-
-    Raises:
-        UserError: names the callback.
-    """
-    callbacks = list(callbacks)
-    # One of the user's own may log what it likes.
-    known = ("pytorch_lightning", "sinkformer_pl")
-    foreign = any(type(callback).__module__.partition(".")[0] not in known for callback in callbacks)
-    for callback in callbacks:
-        name = type(callback).__name__
-        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
-            raise UserError(f"trainer.callbacks {name}: it can't set what is found; try values by hand instead")
-        if isinstance(callback, Timer):
-            raise UserError(f"trainer.callbacks {name}: give trainer.max_time instead")
-        if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is None:
-            raise UserError(
-                f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"
-            )
-        monitor = getattr(callback, "monitor", None)
-        other = foreign or monitor in ("step", "epoch") or str(monitor).startswith("lr-")
-        if isinstance(monitor, str) and not other and getattr(callback, "strict", True):
-            require_metric(f"trainer.callbacks {name}.monitor", monitor, model)
-
-
-def require_metric(key: str, monitor: str, model: pl.LightningModule) -> None:
-    """Refuse the name of a metric that a task doesn't log; one that doesn't say what it logs may log any.
-
-    Raises:
-        UserError: names those that are.
-    """
-    known = monitors_of(model)
-    if known and monitor not in known:
-        raise UserError(
-            f"{key} {monitor}: no such metric{did_you_mean(monitor, known)}; give one of {', '.join(known)}"
-        )
-
-
 def require_launched(trainer: pl.Trainer) -> None:
     """Refuse to wait for other machines on which nobody has started anything.
 
@@ -139,21 +87,6 @@ def require_launched(trainer: pl.Trainer) -> None:
         )
 
 
-def require_alone(trainer: pl.Trainer) -> None:
-    """Refuse callbacks that can't work in several processes.
-
-    Raises:
-        UserError: names the callback.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BaseFinetuning) and trainer.world_size > 1:
-            raise UserError(
-                f"trainer.callbacks {type(callback).__name__}: {trainer.world_size} processes don't share the "
-                "gradients of parameters that are unfrozen in the course of a training; give --trainer.devices 1, or "
-                "leave it out"
-            )
-
-
 def require_batches(trainer: pl.Trainer, data: pl.LightningDataModule, command: str) -> None:
     """Refuse limits under which a command does nothing, and a validation after more batches than an epoch has.
 
@@ -165,11 +98,10 @@ def require_batches(trainer: pl.Trainer, data: pl.LightningDataModule, command: 
     Raises:
         UserError: names the argument and the number of batches.
     """
-    name = f"limit_{LIMITS[command]}_batches"
-    limit, batches = getattr(trainer, name), len(getattr(data, f"{LIMITS[command]}_dataloader")())
-    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if used == 0:
-        raise UserError(f"trainer.{name} {limit}: of {batches} batches none would be used; give more")
+    used = _used(trainer, data, LIMITS[command])
+    # None of validation is a choice, a share of less than one batch is not.
+    if command == "fit" and trainer.limit_val_batches != 0:
+        _used(trainer, data, "val")
     interval = getattr(trainer, "val_check_interval", None)
     within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches != 0
     if command == "fit" and within_epoch and isinstance(interval, int) and used < interval:
@@ -177,6 +109,28 @@ def require_batches(trainer: pl.Trainer, data: pl.LightningDataModule, command: 
             f"trainer.val_check_interval {interval}: an epoch has {used} batches; give at most as many, or count "
             "over epochs with trainer.check_val_every_n_epoch null"
         )
+
+
+def _used(trainer: pl.Trainer, data: pl.LightningDataModule, split: str) -> float:
+    """Return how many batches are used of a loader, of unknown length maybe."""
+    name = f"limit_{split}_batches"
+    limit, loader = getattr(trainer, name), getattr(data, f"{split}_dataloader")()
+    try:
+        batches: float = len(loader)
+    except TypeError:
+        batches = math.inf
+    used = (
+        min(batches, limit)
+        if isinstance(limit, int)
+        else math.floor(batches * limit)
+        if math.isfinite(batches)
+        else batches
+    )
+    if used == 0:
+        overfitting = split in ("train", "val") and trainer.overfit_batches  # type: ignore[attr-defined]
+        name, kind = ("overfit_batches", f" for {split}") if overfitting else (name, "")
+        raise UserError(f"trainer.{name} {limit}: of {batches} batches{kind} none would be used; give more")
+    return used
 
 
 def require_end(trainer: pl.Trainer, model: Any) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from sinkformer_pl.callbacks import RequireFinite
-from sinkformer_pl.cli import preflight
+from sinkformer_pl.cli import callback_checks, preflight
 from sinkformer_pl.cli.console import raise_with_remedy, say, say_what_came_out, say_what_runs
 from sinkformer_pl.cli.help import print_asked_for
 from sinkformer_pl.cli.processes import first_to_fail, require_others
@@ -38,7 +38,7 @@ from sinkformer_pl.training.last_checkpoint import LastCheckpoint
 from sinkformer_pl.training.metrics_csv import MetricsCSV
 from sinkformer_pl.training.predictions_csv import PredictionWriter
 from sinkformer_pl.training.resume import ResumeState
-from sinkformer_pl.training.run_folder import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder
+from sinkformer_pl.training.run_folder import CHECKPOINTS, DEFAULT_ROOT, folder_for, local_folder, remove_unless_begun
 from sinkformer_pl.training.run_record import RunRecord
 from sinkformer_pl.training.signals import Stopped, StopSignals
 
@@ -156,7 +156,7 @@ class Run:
         callbacks = given["callbacks"] or []
         chosen: list[pl.Callback] = callbacks if isinstance(callbacks, list) else [callbacks]
         preflight.require_sensible(given, self.settings.command)
-        preflight.require_sensible_callbacks(chosen, self.model)
+        callback_checks.require_sensible_callbacks(chosen, self.model)
         root = local_folder(given["default_root_dir"] or DEFAULT_ROOT)
         self.folder = folder_for(root, self.record["name"], self._continued())
         self.resumes = self.folder.is_dir()
@@ -179,7 +179,8 @@ class Run:
         given["callbacks"] = [*first, *chosen, *last]
         self.trainer = pl.Trainer(**given)
         preflight.require_launched(self.trainer)
-        preflight.require_alone(self.trainer)
+        if self.fitting:
+            callback_checks.require_place(self.trainer, chosen, self.model)
         use_verified(self.trainer.strategy)
         lightning_state.ignore_signals(self.trainer)
 
@@ -210,8 +211,10 @@ class Run:
         if keep:
             with preflight.writing_in(self.folder):
                 preflight.require_room(self.folder)
+                new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
                 self._make_folder()
                 if self.fitting:
+                    held.callback(remove_unless_begun, self.folder, new)
                     refusal = f"{self.folder}: another process trains there; wait for its end, or end it"
                     held.enter_context(locked(self.folder / ".lock", refusal))
         say_what_runs(doing, self.model, self.data, self.settings.content, self.folder if keep else None)
@@ -267,7 +270,7 @@ class Run:
     def _best_checkpoint(self, *, validating: bool) -> BestCheckpoint:
         monitor = self.record["monitor"] if validating else None
         if monitor is not None:
-            preflight.require_metric("monitor", monitor, self.model)
+            callback_checks.require_metric("monitor", monitor, self.model)
         return BestCheckpoint(self.folder / CHECKPOINTS, monitor)
 
     def _see_what_is_left(self) -> None:

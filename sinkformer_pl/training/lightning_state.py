@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torchmetrics import Metric
 
 EPOCHS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
@@ -106,6 +107,16 @@ def correct_counts_at_validation(trainer: pl.Trainer, module: pl.LightningModule
     epoch_loop = trainer.fit_loop.epoch_loop
     if module.automatic_optimization:
         epoch_loop._batches_that_stepped = trainer.global_step - (not epoch_loop._should_accumulate())
+
+
+def looks_at_epoch_end(callback: EarlyStopping | ModelCheckpoint, trainer: pl.Trainer) -> bool:
+    """Tell whether a callback looks at its metric when a training epoch ends, rather than when a validation does."""
+    if isinstance(callback, ModelCheckpoint):
+        chosen = callback._save_on_train_epoch_end
+    else:
+        chosen = callback._check_on_train_epoch_end
+    each_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    return each_epoch if chosen is None else chosen
 
 
 def set_metric_state(metric: Metric, state: Mapping[str, Any], updates: int) -> None:

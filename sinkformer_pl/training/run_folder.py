@@ -1,5 +1,8 @@
 """Find the folders of runs, `<default_root_dir>/<name>/version_<k>`, and `checkpoints/best.ckpt` and `last.ckpt`."""
 
+import contextlib
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_warn
@@ -23,6 +26,21 @@ def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
     # A file of such a name counts, too.
     taken = [version for version, _ in _numbered(root / name)]
     return root / name / f"version_{max(taken, default=-1) + 1}"
+
+
+def remove_unless_begun(folder: Path, new: Sequence[Path]) -> None:
+    """Remove the folder of a run whose training hasn't begun, where all in it is of a fit that failed before.
+
+    Args:
+        folder: of the run.
+        new: it and the folders around it that were made for it; these go where nothing else is in them.
+    """
+    if folder not in new or (folder / "config.yaml").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in new:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def local_folder(path: str | Path) -> Path:

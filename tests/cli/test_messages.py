@@ -13,6 +13,11 @@ import yaml
 
 from sinkformer_pl.training.checkpoint_file import save_file
 
+OWN = ["--trainer.callbacks"]
+STOPPER = [*OWN, "EarlyStopping", "--trainer.callbacks.monitor"]
+EPOCH_END = "--trainer.callbacks.{}_on_train_epoch_end"
+TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
+
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
@@ -109,6 +114,32 @@ from sinkformer_pl.training.checkpoint_file import save_file
         (["--trainer.max_epochs", "0"], ["trainer.max_epochs 0: nothing would be trained"]),
         (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches 0: of 2 batches none would be used"]),
         (["--trainer.limit_train_batches", "0.1"], ["trainer.limit_train_batches 0.1: of 2 batches none"]),
+        (["--trainer.limit_val_batches", "0.1"], ["trainer.limit_val_batches 0.1: of 1 batches none"]),
+        (["--trainer.overfit_batches", "0.6"], ["trainer.overfit_batches 0.6: of 1 batches for val none"]),
+        (
+            [*STOPPER, "train/loss", "--trainer.val_check_interval", "0.5"],
+            ["EarlyStopping.monitor train/loss", "set its check_on_train_epoch_end to true"],
+        ),
+        (
+            [*OWN, "ModelCheckpoint", "--trainer.callbacks.monitor", "train/loss", f"{EPOCH_END.format('save')}=false"],
+            ["ModelCheckpoint.monitor train/loss", "set its save_on_train_epoch_end to true"],
+        ),
+        (
+            [*STOPPER, "val/loss", "--trainer.limit_val_batches", "0"],
+            ["EarlyStopping.monitor val/loss: nothing is validated", "train/loss"],
+        ),
+        (
+            [*STOPPER, "val/loss", "--trainer.check_val_every_n_epoch", "2", f"{EPOCH_END.format('check')}=true"],
+            ["EarlyStopping.check_on_train_epoch_end true: val/loss isn't there", "leave it out"],
+        ),
+        (
+            [*OWN, "GradientAccumulationScheduler", "--trainer.callbacks.scheduling={0: 2}", *TWO_BATCHES],
+            ["GradientAccumulationScheduler: it sets trainer.accumulate_grad_batches, which is 2"],
+        ),
+        (
+            ["--trainer.callbacks", "LearningRateMonitor", "--trainer.logger", "false"],
+            ["LearningRateMonitor: it writes to a logger, and trainer.logger is false"],
+        ),
         (
             ["--trainer.max_epochs", "-1"],
             ["model.schedule WarmupCosine: it spans all steps of the training"],
@@ -133,6 +164,16 @@ from sinkformer_pl.training.checkpoint_file import save_file
 def test_wrong_flag(tiny, fail, flags, expected):
     message = fail("fit", "--config", tiny, *flags)
     assert all(part in message for part in expected), message
+
+
+def test_a_fit_that_fails_before_its_training_leaves_no_folder(tiny, run, tmp_path, capfd):
+    (tmp_path / "early.py").write_text(
+        "import pytorch_lightning as pl\n\n\nclass Early(pl.Callback):\n"
+        "    def on_fit_start(self, trainer, pl_module):\n        raise RuntimeError('too early')\n"
+    )
+    with pytest.raises(RuntimeError, match="too early"):
+        run("fit", "--config", tiny, "--plugins", "early", "--trainer.callbacks", "early.Early")
+    assert not (tmp_path / "runs").exists()
 
 
 CODE = "{class_path: os.system, init_args: {command: touch owned}}"

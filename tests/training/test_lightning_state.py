@@ -5,6 +5,7 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torchmetrics import MeanMetric
 
 from sinkformer_pl.training import lightning_state
@@ -177,6 +178,17 @@ def test_a_validation_that_was_begun_is_done_anew_before_the_next_batch(tmp_path
     fitted(watch, path=path, val_check_interval=2, max_epochs=1)
     assert validated[:4] == [(2, 1)] * 4
     assert watch.seen == [(0, 3, 2), (0, 4, 3)]
+
+
+@pytest.mark.parametrize("chosen", [None, True, False])
+@pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}])
+def test_callbacks_look_at_their_metrics_as_an_epoch_ends_or_as_a_validation_does(chosen, arguments):
+    stopper = EarlyStopping("a", check_on_train_epoch_end=chosen)
+    keeper = ModelCheckpoint(monitor="a", save_on_train_epoch_end=chosen)
+    made = fitted(**arguments)
+    found = [lightning_state.looks_at_epoch_end(callback, made) for callback in (stopper, keeper)]
+    stopper.setup(made, Linear(), "fit")
+    assert found == [stopper._check_on_train_epoch_end, keeper._should_save_on_train_epoch_end(made)]
 
 
 def test_a_metric_counts_its_updates():
