@@ -24,7 +24,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import same_class
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
-from sinkformer_pl.training.checkpoint_content import CONFIG_KEY
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, learnt_from
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import require_task
 from sinkformer_pl.training.run_folder import (
@@ -204,6 +204,11 @@ def read_settings(command: str, argv: Sequence[str]) -> Settings:
 def _remembered(content: dict[str, Any], command: str, given: Given) -> dict[str, Any]:
     """Return what a checkpoint remembers of its run, less the callbacks that the flags append: of the same command."""
     remembered = dict(content.get(CONFIG_KEY) or {})
+    preprocessing = learnt_from(content).get("preprocessing")
+    named = as_spec(given.layers.get("data", {})).get("class_path")
+    if "data" not in remembered and preprocessing and named is not None:
+        # A checkpoint that was made in Python: the class of data that is named takes those arguments that it has.
+        remembered["data"] = {"class_path": "the data of the checkpoint", "init_args": dict(preprocessing)}
     if command != "fit":
         return {name: remembered[name] for name in KEPT_FOR_EVALUATION if name in remembered}
     appended = [value for key, value in given.flags if key == "trainer.callbacks+"]

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -163,7 +164,11 @@ class ClassificationData(pl.LightningDataModule, ABC):
         learnt = learnt_from(checkpoint)
         require_classes(checkpoint, self.found_classes, path)
         before, self.classes = self.classes, tuple(learnt.get("classes") or self.classes)
-        preprocessing = self.preprocessing_of(learnt.get("preprocessing") or {})
+        saved = learnt.get("preprocessing") or {}
+        preprocessing = self.preprocessing_of(saved)
+        for name, value in ({} if preprocessing is None else preprocessing.plain()).items():
+            if name in saved and _listed(saved[name]) != _listed(value):
+                rank_zero_warn(f"data.{name} is {value}; it was {saved[name]} where the checkpoint's model was trained")
         _renumber(self.datasets, before, self.classes)
         if preprocessing is not None:
             self.preprocessing = preprocessing
@@ -305,3 +310,7 @@ def _renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], no
         # Two splits may be one data set.
         for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
             dataset.targets = places[dataset.targets]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

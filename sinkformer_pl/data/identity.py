@@ -75,5 +75,5 @@ def _difference(saved: Mapping[str, Any], now: Mapping[str, Any], word: str) -> 
     if _differ(saved, now, "number"):
         return f"{saved['number']} {word} samples, now {now['number']}"
     if _differ(saved, now, "digest"):
-        return f"the names, classes, order or content of the {now['number']} {word} samples"
+        return f"the names, classes, order or content of the {now['number']} {word} samples differ"
     return ""

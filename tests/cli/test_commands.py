@@ -241,7 +241,7 @@ def test_checkpoint_made_in_python_is_tested_by_the_command_line_and_saved_again
     trainer = pl.Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
     )
-    trainer.fit(model, datamodule=ProceduralShapes(train_size=24, val_size=12, test_size=12))
+    trainer.fit(model, datamodule=ProceduralShapes(train_size=24, val_size=12, test_size=12, standardize=False))
     trainer.save_checkpoint("mine.ckpt", weights_only=False)
     again = Classifier.load_from_checkpoint("mine.ckpt")
     assert again.hparams == model.hparams
@@ -251,6 +251,10 @@ def test_checkpoint_made_in_python_is_tested_by_the_command_line_and_saved_again
     assert third.hparams == model.hparams
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), third.state_dict().values(), strict=True))
     assert "testing under Softmax()" in run("test", "--config", tiny, "--ckpt_path", "again.ckpt")
+    test = ["test", "--data", "ProceduralShapes", "--ckpt_path", "mine.ckpt"]
+    assert "standardize: false" in run(*test, "--print_config")
+    with pytest.warns(UserWarning, match=r"data\.standardize is True; it was False where the checkpoint's model was"):
+        run(*test, "--data.standardize", "true", "--data.test_size", "12")
 
 
 def test_normalizations_lists_arguments_and_guarantees(run, tmp_path, monkeypatch):
