@@ -102,6 +102,7 @@ def answers(
     loader = DataLoader(
         _Batches(sources, models[0].preprocessing, batch_size),
         batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=heed_the_training_alone,
         pin_memory=models[0].device.type == "cuda",
@@ -130,6 +131,10 @@ class _Batches(IterableDataset[Prepared]):
                 yield prepare(items, self.preprocessing)
 
 
+def _as_it_is(prepared: Prepared) -> Prepared:
+    return prepared
+
+
 def _finished(
     prepared: Prepared, outputs: Outputs | None, classes: Sequence[str], top: int | None, skip_broken: bool
 ) -> Iterator[Answered]:
@@ -137,14 +142,15 @@ def _finished(
     predictions = iter([] if outputs is None else ranked(names, classes, outputs.probabilities, top))
     rows: list[Row] = []
     stop: str | None = None
+    good = 0
     for place, (item, error) in enumerate(zip(prepared.items, prepared.errors, strict=True)):
         fatal = prepared.fatal and place == len(prepared.items) - 1
         if error is not None and (fatal or not skip_broken):
             stop = error
             break
-        good = sum(row.prediction is not None for row in rows)
         if error is None:
             rows.append(Row(item.name, next(predictions), item.label, None, good))
+            good += 1
         else:
             rows.append(Row(item.name, None, item.label, error, None))
     yield Answered(prepared, outputs, rows)
