@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sinkformer_pl.batch import Batch
 from sinkformer_pl.callbacks.finite_report import Seen, Step, find, kept, listed, names_of, not_finite
 from sinkformer_pl.errors import RunError, UserError
+from sinkformer_pl.training.checkpoint_content import Checkpoint
 from sinkformer_pl.training.delayed import DELAY, Delayed
 
 SMALLEST_LOSS_SCALE = 1e-4
@@ -132,9 +133,7 @@ class RequireFinite(pl.Callback):
         """Let go of the batch."""
         self._batch = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Checkpoint) -> None:
         """Let no checkpoint with broken weights come into being, nor one after a step that was left out.
 
         Raises:

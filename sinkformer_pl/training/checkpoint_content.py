@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sinkformer_pl.errors import UserError
 
+Checkpoint = dict[str, Any]
+"""Content of a checkpoint, as Lightning makes it."""
+
 CONFIG_KEY = "sinkformer_pl_config"
 METRICS_KEY = "sinkformer_pl_metrics"
 RESUME_KEY = "sinkformer_pl_resume"

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
+from sinkformer_pl.training.checkpoint_content import Checkpoint
 from sinkformer_pl.training.delayed import DELAY, Delayed
 from sinkformer_pl.training.metrics_csv import MetricsCSV
 from sinkformer_pl.training.signals import Stopped, StopSignals
@@ -78,9 +79,7 @@ class LastCheckpoint(pl.Callback):
         self._rows = state_dict["rows"]
 
     @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Checkpoint) -> None:
         if self._writing and self._validating:
             lightning_state.save_validation_as_begun(checkpoint)
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
-from sinkformer_pl.training.checkpoint_content import RESUME_KEY
+from sinkformer_pl.training.checkpoint_content import RESUME_KEY, Checkpoint
 
 
 class ResumeState(pl.Callback):
@@ -49,9 +49,7 @@ class ResumeState(pl.Callback):
         self._frozen = _frozen(pl_module)
 
     @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Checkpoint) -> None:
         mine = self._kept or _states(pl_module)
         ranks = [mine] * trainer.world_size
         if dist.is_available() and dist.is_initialized():
@@ -67,9 +65,7 @@ class ResumeState(pl.Callback):
         checkpoint[RESUME_KEY] = {"batch": batch, **_order(trainer), **changed, "ranks": ranks}
 
     @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Checkpoint) -> None:
         """Take over the state of this process, for when the training resumes.
 
         Raises:
@@ -120,9 +116,7 @@ class ResumeState(pl.Callback):
             self._position = {"batch": 0}
 
     @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         if self._resumed:
             self._resume_parts(trainer)
             lightning_state.correct_counts_at_batch(trainer, pl_module)

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
 from sinkformer_pl.training.atomic_file import replacing
-from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, METRICS_KEY
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, METRICS_KEY, Checkpoint
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.run_folder import CHECKPOINTS
 
@@ -68,9 +68,7 @@ class RunRecord(pl.Callback):
         self._write(FIT_RECORD, json.dumps(record, indent=2))
 
     @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Checkpoint) -> None:
         checkpoint[CONFIG_KEY] = self.config
         checkpoint[METRICS_KEY] = _numbers(trainer, "val/")
 
