@@ -62,7 +62,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
         """Check the arguments; nothing is read or written.
 
         Args:
-            classes: class names in the order of their indices, two or more.
+            classes: class names in the order of their indices, two or more; one to be evaluated.
             batch_size: samples per batch and process, below 2**31.
             num_workers: loader processes per split; the samples are the same for any number. None is 0 on the CPU and
                 on a GPU one less than the CPUs of each training process, at most 8.
@@ -72,7 +72,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             seed: of the division, the order and everything random about a sample.
 
         Raises:
-            UserError: an argument out of its range, fewer than two classes, or names that don't tell them apart.
+            UserError: an argument out of its range, no class, or names that don't tell them apart.
         """
         super().__init__()
         for name, value, valid, expected in (
@@ -83,9 +83,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         ):
             if not valid:
                 raise UserError(f"data.{name} is {value}: give {expected}")
-        if len(classes) < 2:
-            listed = f"one class, {classes[0]}" if classes else "no classes"
-            raise UserError(f"{self.origin}: {listed}; give data of two or more")
+        if not classes:
+            raise UserError(f"{self.origin}: no classes; give data of two or more")
         for name, count in Counter(classes).items():
             if count > 1:
                 raise UserError(f"{self.origin}: {count} classes of one name, {name}; give each its own")
@@ -102,7 +101,13 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
+        """The number of classes.
+
+        Raises:
+            UserError: one alone. Data of one class are evaluated as a checkpoint of several knows it.
+        """
+        if len(self.classes) == 1:
+            raise UserError(f"{self.origin}: one class, {self.classes[0]}; give data of two or more")
         return len(self.classes)
 
     @property

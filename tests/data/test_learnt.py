@@ -88,6 +88,7 @@ def test_an_image_of_any_form_is_the_same_input(tmp_path):
 OTHERS = [
     pytest.param(photos, {"level": 20}, id="darker training images"),
     pytest.param(photos, {"classes": "ca"}, id="images without a class"),
+    pytest.param(photos, {"classes": "c"}, id="images of one class"),
     pytest.param(table, {"words": "five six seven"}, id="other training texts"),
     pytest.param(table, {"classes": "ca"}, id="texts without a class"),
     pytest.param(clouds, {"classes": "ca"}, id="clouds without a class, numbered otherwise"),
@@ -102,6 +103,10 @@ def test_other_data_are_seen_with_what_the_checkpoint_has_learnt(tmp_path, make,
     preprocessing = read_learnt(checkpoint).preprocessing
     data = make(tmp_path / "there", **other)
     if not before:
+        if len(data.classes) == 1:
+            with pytest.raises(UserError, match="one class, c; give data of two or more"):
+                data.setup()
+            return
         data.setup()
     data.restore(checkpoint)
     data.setup()

@@ -157,8 +157,8 @@ class ImageData(ClassificationData, ABC):
             (
                 "train_size",
                 train_size,
-                train_size is None or train_size >= self.num_classes,
-                f"{self.num_classes} or more, one of each class, or null for all",
+                train_size is None or train_size >= len(self.classes),
+                f"{len(self.classes)} or more, one of each class, or null for all",
             ),
         ):
             if not valid:
