@@ -92,7 +92,8 @@ def say_what_came_out(folder: Path) -> None:
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
     elif not best.exists():
-        say("no checkpoint was written: nothing was validated, or checkpoints are off")
+        last = (folder / CHECKPOINTS / "last.ckpt").exists()
+        say("no best.ckpt: nothing was validated" if last else "no checkpoint was written: checkpoints are off")
     for what, path in (
         ("best", best),
         ("last", folder / CHECKPOINTS / "last.ckpt"),

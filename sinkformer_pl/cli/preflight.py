@@ -69,16 +69,22 @@ def require_sensible(arguments: Mapping[str, Any], command: str) -> None:
             "trainer.barebones true: it forbids the logs and checkpoints that a run here keeps; leave it out, and "
             "measure speed with the command benchmark"
         )
-    if command == "fit" and arguments["max_epochs"] == 0:
-        raise UserError("trainer.max_epochs 0: nothing would be trained; give 1 or more")
+    for name in ("max_epochs", "max_steps"):
+        if command == "fit" and arguments[name] == 0:
+            raise UserError(f"trainer.{name} 0: nothing would be trained; give 1 or more")
 
 
 def require_launched(trainer: pl.Trainer) -> None:
-    """Refuse to wait for other machines on which nobody has started anything.
+    """Refuse processes that are copies of this one, and to wait for machines on which nobody has started anything.
 
     Raises:
         UserError: names the argument.
     """
+    if method := lightning_state.copies_by(trainer):
+        raise UserError(
+            f"trainer.strategy: it copies this process ({method}), after which nobody handles signals; give "
+            "--trainer.strategy ddp, which starts the command anew for each device"
+        )
     unaided = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
     if trainer.num_nodes > 1 and unaided and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
         raise UserError(

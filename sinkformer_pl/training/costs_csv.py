@@ -19,7 +19,8 @@ class StepCosts(pl.Callback):
     Columns: `epoch`; `steps`, batches; `seconds_per_step`, the median time from the end of a batch to the end of the
     next, validation left out; `waiting`, the share of all that time that went by before a batch was there;
     `peak_mb`, the largest memory so far in MiB: PyTorch's own on a GPU, resident memory of the process elsewhere. In
-    an epoch that was cut off they are of the batches since then.
+    an epoch that was cut off they are of the batches since then. Where no batch follows another, as in an epoch of one,
+    the times are from the start of the epoch, or the end of a validation.
 
     No device is waited for: on a GPU the times are those of a queue that is kept full, `waiting` what the queue could
     still hide.
@@ -30,47 +31,54 @@ class StepCosts(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "costs.csv"
-        self._steps: list[float] = []
-        self._waits: list[float] = []
-        self._last: float | None = None
+        # Of each batch, the time that it took and the part of it that was waited for: of those behind another, and of
+        # those that come first.
+        self._next: list[tuple[float, float]] = []
+        self._first: list[tuple[float, float]] = []
+        self._since = self._ready = 0.0
+        self._behind = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             CSVFile(self.path).keep(before_epoch(trainer.current_epoch))
+        self._begin()
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._steps, self._waits, self._last = [], [], None
+        self._next, self._first = [], []
+        self._begin()
 
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        if self._last is not None:
-            self._waits.append(time.perf_counter() - self._last)
+        self._ready = time.perf_counter()
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         now = time.perf_counter()
-        if self._last is not None:
-            self._steps.append(now - self._last)
-        self._last = now
+        (self._next if self._behind else self._first).append((now - self._since, self._ready - self._since))
+        self._since, self._behind = now, True
 
     @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last = None
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not (trainer.is_global_zero and self._steps):
+        batches = self._next or self._first
+        if not (trainer.is_global_zero and batches):
             return
         row = {
             "epoch": trainer.current_epoch,
             "steps": trainer.num_training_batches,
-            "seconds_per_step": f"{statistics.median(self._steps):.6g}",
-            "waiting": f"{sum(self._waits) / sum(self._steps):.4f}",
+            "seconds_per_step": f"{statistics.median(seconds for seconds, _ in batches):.6g}",
+            "waiting": f"{sum(wait for _, wait in batches) / sum(seconds for seconds, _ in batches):.4f}",
             "peak_mb": f"{_peak_mb(pl_module.device):.0f}",
         }
         CSVFile(self.path).append([row])
+
+    def _begin(self) -> None:
+        self._since, self._behind = time.perf_counter(), False
 
 
 def _peak_mb(device: torch.device) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torchmetrics import Metric
 
 EPOCHS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
@@ -107,6 +108,12 @@ def correct_counts_at_validation(trainer: pl.Trainer, module: pl.LightningModule
     epoch_loop = trainer.fit_loop.epoch_loop
     if module.automatic_optimization:
         epoch_loop._batches_that_stepped = trainer.global_step - (not epoch_loop._should_accumulate())
+
+
+def copies_by(trainer: pl.Trainer) -> str | None:
+    """Return how a strategy makes its processes of this one, such as "spawn" or "fork"; None if it doesn't."""
+    launcher = trainer.strategy.launcher
+    return launcher._start_method if isinstance(launcher, _MultiProcessingLauncher) else None
 
 
 def looks_at_epoch_end(callback: EarlyStopping | ModelCheckpoint, trainer: pl.Trainer) -> bool:

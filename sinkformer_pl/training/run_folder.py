@@ -1,6 +1,7 @@
 """Find the folders of runs, `<default_root_dir>/<name>/version_<k>`, and `checkpoints/best.ckpt` and `last.ckpt`."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from sinkformer_pl.errors import UserError
 DEFAULT_ROOT = "runs"
 DEFAULT_NAME = "run"
 CHECKPOINTS = "checkpoints"
+
+_VERSION = re.compile(r"version_(\d+)")
 
 
 def folder_for(root: Path, name: str, checkpoint: Path | None) -> Path:
@@ -100,8 +103,13 @@ def root_of(checkpoint: Path) -> Path | None:
 
 
 def _run_of(checkpoint: Path) -> Path | None:
-    run = checkpoint.parent.parent
-    return run if checkpoint.parent.name == CHECKPOINTS and (run / "config.yaml").is_file() else None
+    """Return the folder of the run that a checkpoint lies in, at any depth: a name with a slash makes folders."""
+    inner = checkpoint
+    for folder in checkpoint.parents:
+        if (inner.name == CHECKPOINTS or _VERSION.fullmatch(folder.name)) and (folder / "config.yaml").is_file():
+            return folder
+        inner = folder
+    return None
 
 
 def versions(folder: Path) -> list[tuple[int, Path]]:
@@ -110,8 +118,5 @@ def versions(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    return [
-        (int(number), path)
-        for path in folder.glob("version_*")
-        if (number := path.name.removeprefix("version_")).isdecimal()
-    ]
+    found = ((_VERSION.fullmatch(path.name), path) for path in folder.glob("version_*"))
+    return [(int(number[1]), path) for number, path in found if number]

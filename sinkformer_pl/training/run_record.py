@@ -13,6 +13,7 @@ from typing_extensions import override
 from sinkformer_pl.training.atomic_file import replacing
 from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, METRICS_KEY, Checkpoint
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
+from sinkformer_pl.training.resume import RESUME_KEY
 from sinkformer_pl.training.run_folder import CHECKPOINTS
 
 FIT_RECORD = "fit.json"
@@ -36,6 +37,8 @@ class RunRecord(pl.Callback):
         self.folder = folder
         self.config = dict(config)
         self.resumed: list[int] = []
+        self._trained = False
+        self._within = 0
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -46,7 +49,14 @@ class RunRecord(pl.Callback):
         self.resumed = list(state_dict["resumed"])
 
     @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._within = int(bool((checkpoint.get(RESUME_KEY) or {}).get("batch")))
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trained = True
         if trainer.ckpt_path is not None:
             self.resumed = [*self.resumed, trainer.current_epoch]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -58,9 +68,12 @@ class RunRecord(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
+        if not self._trained and (self.folder / FIT_RECORD).is_file():
+            return
         record = {
             "normalization": pl_module.hparams.get("normalization"),
-            "epochs": trainer.current_epoch,
+            # Where nothing was left to train, an epoch that was cut short is among them, too.
+            "epochs": trainer.current_epoch + (0 if self._trained else self._within),
             "steps": trainer.global_step,
             "resumed": self.resumed,
             "best": self._best(),

@@ -16,6 +16,8 @@ from sinkformer_pl.training.checkpoint_file import save_file
 OWN = ["--trainer.callbacks"]
 STOPPER = [*OWN, "EarlyStopping", "--trainer.callbacks.monitor"]
 EPOCH_END = "--trainer.callbacks.{}_on_train_epoch_end"
+TWO = ["--trainer.devices", "2"]
+COPIES = [("spawn", "spawn"), ("fork", "fork"), ("notebook", "fork")]
 TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
 
 
@@ -112,6 +114,11 @@ TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
         (["--trainer.callbacks", "LearningRateFinder"], ["trainer.callbacks LearningRateFinder: it can't set what"]),
         (["--trainer.precision", "half"], ["trainer.precision half: expected", "bf16-mixed"]),
         (["--trainer.max_epochs", "0"], ["trainer.max_epochs 0: nothing would be trained"]),
+        (["--trainer.max_steps", "0"], ["trainer.max_steps 0: nothing would be trained"]),
+        *(
+            (["--trainer.strategy", f"ddp_{kind}", *TWO], [f"({method})", "--trainer.strategy ddp,"])
+            for kind, method in COPIES
+        ),
         (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches 0: of 2 batches none would be used"]),
         (["--trainer.limit_train_batches", "0.1"], ["trainer.limit_train_batches 0.1: of 2 batches none"]),
         (["--trainer.limit_val_batches", "0.1"], ["trainer.limit_val_batches 0.1: of 1 batches none"]),

@@ -99,17 +99,33 @@ def test_a_run_that_is_over_is_said_to_be(tiny, run, tmp_path):
     assert record.read_text() == before
     more = ["--trainer.max_epochs", "5", "--trainer.max_steps", "3"]
     assert "raise trainer.max_steps, 3, to" in run("fit", "--config", tiny, "--ckpt_path", "last", *more)
+    assert record.read_text() == before
 
 
-def test_a_training_that_was_stopped_early_is_over_until_it_is_not_stopped_so(tiny, run, tmp_path):
+def test_a_run_that_its_steps_ended_within_an_epoch_keeps_its_record(tiny, run, tmp_path):
+    most = ["fit", "--config", tiny, "--trainer.max_epochs", "5", "--trainer.max_steps", "3"]
+    run(*most)
+    record = tmp_path / "runs/tiny/version_0/fit.json"
+    before = record.read_text()
+    assert json.loads(before)["epochs"] == 2
+    assert "nothing to do: the checkpoint has 3 steps" in run(*most, "--ckpt_path", "last")
+    assert record.read_text() == before
+    record.unlink()
+    run(*most, "--ckpt_path", "last")
+    assert record.read_text() == before
+
+
+def test_a_training_that_was_stopped_early_is_over_until_it_is_not_stopped_so(tiny, run, tmp_path, caplog):
     stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"]
     # Weights that don't move: nothing gets better.
     still = ["--trainer.callbacks.patience", "1", "--model.optimizer.lr", "0", "--trainer.max_epochs", "4"]
     run("fit", "--config", tiny, *stopper, *still)
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     before = last.read_bytes()
-    printed = run("fit", "--config", tiny, *stopper, *still, "--ckpt_path", "last")
+    with caplog.at_level("INFO"):
+        printed = run("fit", "--config", tiny, *stopper, *still, "--ckpt_path", "last")
     assert "nothing to do: EarlyStopping has ended this training; leave it out to train on" in printed
+    assert "learning rate" not in caplog.text
     assert last.read_bytes() == before
     run("fit", "--config", tiny, *still[2:], "--trainer.callbacks", "null", "--ckpt_path", "last")
     assert json.loads((tmp_path / "runs/tiny/version_0/fit.json").read_text())["epochs"] == 4
@@ -166,6 +182,38 @@ def test_a_checkpoint_of_the_users_own_stands_beside_the_best(tiny, run, fail, t
     best = read_checkpoint(folder / "checkpoints/best.ckpt")
     assert json.loads((folder / "fit.json").read_text())["best"] == best[METRICS_KEY]
     assert "it has weights alone" in fail("fit", "--config", tiny, "--ckpt_path", "own/own.ckpt")
+
+
+def test_a_checkpoint_with_a_slash_in_its_name_is_of_its_run(tiny, run, tmp_path):
+    own = {"monitor": "val/accuracy", "filename": "{epoch}-{val/accuracy:.2f}"}
+    callbacks = {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": own}]}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(callbacks))
+    run("fit", "--config", tiny, "--config", "own.yaml", "--trainer.default_root_dir", "elsewhere")
+    folder = tmp_path / "elsewhere/tiny/version_0"
+    [path] = (folder / "checkpoints").glob("*/*.ckpt")
+    assert str(folder / "test.json") in run("test", "--ckpt_path", str(path))
+    run("inspect", "--ckpt_path", str(path), "--samples", "1")
+    assert (folder / "inspect.html").is_file()
+    run("fit", "--ckpt_path", str(path), "--trainer.max_epochs", "2")
+    assert json.loads((folder / "fit.json").read_text())["epochs"] == 2
+    assert [place.name for place in tmp_path.rglob("version_*")] == ["version_0"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_validation_there_is_no_best_checkpoint_which_is_said(tiny, run):
+    printed = run("fit", "--config", tiny, "--trainer.check_val_every_n_epoch", "5")
+    assert "no best.ckpt: nothing was validated" in printed
+    assert "no checkpoint was written" not in printed
+    assert "last.ckpt" in printed
+
+
+@pytest.mark.parametrize("more", [[], ["--trainer.val_check_interval", "1"]])
+def test_costs_of_batches_that_follow_no_other(tiny, run, tmp_path, more):
+    size = "16" if more else "48"
+    run("fit", "--config", tiny, "--data.batch_size", size, "--trainer.max_epochs", "2", *more)
+    rows = list(csv.DictReader((tmp_path / "runs/tiny/version_0/costs.csv").open()))
+    assert [(row["epoch"], row["steps"]) for row in rows] == [("0", "3" if more else "1"), ("1", "3" if more else "1")]
+    assert all(float(row["seconds_per_step"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
 
 
 def test_the_best_in_a_metric_of_the_training_where_validations_come_earlier(tiny, run, tmp_path):

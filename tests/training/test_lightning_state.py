@@ -191,6 +191,11 @@ def test_callbacks_look_at_their_metrics_as_an_epoch_ends_or_as_a_validation_doe
     assert found == [stopper._check_on_train_epoch_end, keeper._should_save_on_train_epoch_end(made)]
 
 
+@pytest.mark.parametrize(("strategy", "method"), [("auto", None), ("ddp", None), ("ddp_spawn", "spawn")])
+def test_processes_that_are_copies_of_this_one(strategy, method):
+    assert lightning_state.copies_by(trainer(strategy=strategy)) == method
+
+
 def test_a_metric_counts_its_updates():
     metric, other = MeanMetric(), MeanMetric()
     metric.update(torch.tensor([1.0, 3.0]))
