@@ -17,6 +17,7 @@ from sinkformer_pl.benchmark import (
     Published,
     Result,
     Step,
+    busy_cores,
     compare_image_steps,
     compare_plans,
     compare_steps,
@@ -45,18 +46,19 @@ def run(argv: Sequence[str]) -> None:
     console = Console() if Console().is_terminal else Console(width=160)
     machine = (
         f"{_device(options)}, {options.threads} threads, torch {torch.__version__}, {options.dtype}, "
-        f"{options.repeats} repeats"
+        f"{options.repeats} repeats" + f", {options.busy} other busy processes" * bool(options.busy)
     )
     console.print(machine)
     record: dict[str, object] = {"machine": machine}
-    for suite in options.suites:
-        if suite == "plans":
-            record |= _measure_plans(options, console)
-        elif results := _measure_suite(suite, options, published, console):
-            console.print(_table(suite, results))
-            record[suite] = [result.as_row() for result in results]
-    if options.training:
-        record["steps"], record["waiting"] = _measure_training(options, published, console)
+    with busy_cores(options.busy):
+        for suite in options.suites:
+            if suite == "plans":
+                record |= _measure_plans(options, console)
+            elif results := _measure_suite(suite, options, published, console):
+                console.print(_table(suite, results))
+                record[suite] = [result.as_row() for result in results]
+        if options.training:
+            record["steps"], record["waiting"] = _measure_training(options, published, console)
     if options.json:
         options.json.write_text(json.dumps(record, indent=2), encoding="utf-8")
         console.print(f"results: {options.json}")
@@ -98,6 +100,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=at_least(1), default=15, help="interleaved repeats of each method")
     parser.add_argument("--threads", type=at_least(1), default=2, help="threads of the CPU")
+    parser.add_argument(
+        "--busy",
+        type=at_least(0),
+        default=0,
+        help="other processes that each keep a core busy, as on a laptop; 0 for none",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=list(DTYPES), help="by default float32, bfloat16 on a GPU")
     parser.add_argument("--json", type=Path, help="file to write the results to")

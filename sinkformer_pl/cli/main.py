@@ -28,6 +28,13 @@ FILES = {
 }
 """Remedies of errors in reading and writing files, by their number."""
 
+SPINS = "500"
+"""How often a thread of OpenMP looks for work before it sleeps: some ten microseconds.
+
+By default libgomp's threads wait for milliseconds on their cores. Where another process needs one, each operator of a
+network then waits for the thread that had none. It is read when torch is loaded, and is the user's where they set it.
+"""
+
 USAGE = """\
 usage: python -m sinkformer_pl COMMAND ...
 
@@ -57,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Names of classes have letters that not every terminal shows.
             stream.reconfigure(errors="backslashreplace")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The installed script, unlike python -m, doesn't find modules here: those of --plugins.
         sys.path.insert(0, os.getcwd())

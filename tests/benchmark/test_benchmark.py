@@ -1,6 +1,8 @@
 """The benchmark runs and its figures are what they say. Times themselves aren't tested."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from sinkformer_pl.benchmark import (
     Case,
     Published,
     Times,
+    busy_cores,
     compare_image_steps,
     compare_plans,
     compare_steps,
@@ -73,6 +76,24 @@ def test_the_command_writes_json(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--suites", "nothing"])
     assert "dense, streaming, long, gpu, plans" in capsys.readouterr().err
+
+
+def test_cores_are_kept_busy_for_as_long_as_it_takes(monkeypatch, capsys):
+    with busy_cores(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.poll() is not None for process in processes)
+    monkeypatch.setitem(SUITES, "dense", [Case(2, 20, 20, 3)])
+    threads, before = torch.get_num_threads(), os.times().children_user
+    main(["benchmark", "--suites", "dense", "--repeats", "1", "--busy", "1", "--device", "cpu"])
+    torch.set_num_threads(threads)
+    assert "1 other busy processes" in capsys.readouterr().out
+    assert os.times().children_user > before
+
+
+def test_a_busy_process_ends_with_the_one_that_started_it():
+    code = "import os; from sinkformer_pl.benchmark.busy import busy_cores; (busy := busy_cores(1)).__enter__(); "
+    code += "os._exit(0)"  # The process that is left behind holds the pipe for as long as it runs.
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, timeout=60)
 
 
 def test_a_folder_without_the_published_code_is_refused(tmp_path: Path):

@@ -7,26 +7,19 @@ rank Dv + n_iters.
 """
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.marginals import only
+from sinkformer_pl.ops.sinkhorn_attention.blocks import each_block
 from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
-from sinkformer_pl.ops.sinkhorn_attention.kernel import LOG_2, TILE_BYTES, Kernel
-from sinkformer_pl.ops.sinkhorn_attention.problem import Problem, laned
+from sinkformer_pl.ops.sinkhorn_attention.kernel import LOG_2, Kernel
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem
+from sinkformer_pl.ops.sinkhorn_attention.threads import Member
 from sinkformer_pl.ops.sinkhorn_attention.workspace import workspace
-
-BLOCK_BYTES = 2**20
-"""Size of the kernel matrices that one thread works on together: they should stay in its cache between half-steps."""
-
-GPU_BLOCK_BYTES = 2**28
-"""Size of the kernel matrices that a GPU works on together."""
-
-LANE_ROWS = 128
-"""Queries that a thread should have at the least where threads divide the queries of one head."""
 
 SEGMENT = 22
 """Half-steps of one Z, an even number; few enough for the potentials to stay in range at scores of 1e4."""
@@ -36,11 +29,11 @@ class Run(NamedTuple):
     """What the half-steps leave behind; row steps, column steps or segments are the first axis.
 
     Attributes:
-        u: (row steps, N, Q, 1), after each row step.
-        w: (1 + column steps, N, K, 1), before each row step, and in the end.
-        normalizer: (column steps, N, K, 1), what makes the columns of diag(u) Z sum to 1.
-        m: (segments, N, Q, 1), the shift of the rows.
-        c: (segments, N, K, 1), the shift of the columns.
+        u: (row steps, N, 1, Q), after each row step.
+        w: (1 + column steps, N, 1, K), before each row step, and in the end.
+        normalizer: (column steps, N, 1, K), what makes the columns of diag(u) Z sum to 1.
+        m: (segments, N, 1, Q), the shift of the rows.
+        c: (segments, N, 1, K), the shift of the columns.
     """
 
     u: Tensor
@@ -49,10 +42,10 @@ class Run(NamedTuple):
     m: Tensor
     c: Tensor
 
-    def block(self, heads: slice, lanes: int) -> "Run":
-        """Take some of the problems, what belongs to queries divided into lanes."""
+    def block(self, heads: slice, queries: slice) -> "Run":
+        """Take some of the problems, and of these some queries."""
         u, w, normalizer, m, c = (tensor[:, heads] for tensor in self)
-        return Run(laned(u, lanes, 1), w, normalizer, laned(m, lanes, 1), c)
+        return Run(u[..., queries], w, normalizer, m[..., queries], c)
 
 
 class Gradients(NamedTuple):
@@ -63,8 +56,8 @@ class Gradients(NamedTuple):
         k: (N, K, D).
         v: (N, K, Dv).
         bias: (N, Q, K).
-        log_row: (N, Q, 1).
-        log_column: (N, K, 1).
+        log_row: (N, 1, Q).
+        log_column: (N, 1, K).
         lam: (N, 1, 1).
     """
 
@@ -83,16 +76,21 @@ def forward(p: Problem) -> tuple[Tensor, Run]:
     n, queries, keys, row_steps = q.shape[0], q.shape[1], k.shape[1], (p.n_iters + 1) // 2
     number = segments(p.n_iters)
     run = Run(
-        u=q.new_empty(row_steps, n, queries, 1),
-        w=q.new_empty(1 + p.n_iters // 2, n, keys, 1),
-        normalizer=q.new_empty(p.n_iters // 2, n, keys, 1),
-        m=q.new_empty(number, n, queries, 1),
-        c=q.new_empty(number, n, keys, 1),
+        u=q.new_empty(row_steps, n, 1, queries),
+        w=q.new_empty(1 + p.n_iters // 2, n, 1, keys),
+        normalizer=q.new_empty(p.n_iters // 2, n, 1, keys),
+        m=q.new_empty(number, n, 1, queries),
+        c=q.new_empty(number, n, 1, keys),
     )
     output = q.new_empty(n, queries, p.v.shape[2])
-    for heads, lanes in _blocks(q, k):
-        part = p.block(heads, lanes)
-        _solve(part, Kernel(part), run.block(heads, lanes), laned(output[heads], lanes))
+
+    def solve(heads: slice, rows: slice, member: Member) -> None:
+        part, own = p.block(heads, rows), run.block(heads, rows)
+        if member.rank:  # The first writes what all find for the keys.
+            own = own._replace(**{name: torch.empty_like(getattr(own, name)) for name in ("w", "normalizer", "c")})
+        _solve(part, Kernel(part, member), own, output[heads, rows])
+
+    each_block(q, k, solve)
     return output, run
 
 
@@ -102,22 +100,20 @@ def backward(p: Problem, output: Tensor, run: Run, grad: Tensor, *, marginals: b
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(p.v)
     dbias = torch.empty_like(p.bias) if p.bias is not None else None
     dlam = torch.zeros_like(p.lam) if isinstance(p.lam, Tensor) else None
-    drow, dcolumn = (q.new_zeros(*x.shape[:2], 1) if marginals else None for x in (q, k))
-    for heads, lanes in _blocks(q, k):
-        part = p.block(heads, lanes)
-        adjoint = _Adjoint(part, Kernel(part), run.block(heads, lanes))
-        adjoint.drow = laned(drow[heads], lanes) if drow is not None else None
-        adjoint.dcolumn = dcolumn[heads] if dcolumn is not None else None
-        adjoint.run_back(
-            laned(output[heads], lanes),
-            laned(grad[heads], lanes),
-            laned(dq[heads], lanes),
-            dk[heads],
-            dv[heads],
-            laned(dbias[heads], lanes) if dbias is not None else None,
-        )
-        if dlam is not None:
+    drow, dcolumn = (q.new_zeros(x.shape[0], 1, x.shape[1]) if marginals else None for x in (q, k))
+
+    def run_back(heads: slice, rows: slice, member: Member) -> None:
+        part = p.block(heads, rows)
+        adjoint = _Adjoint(part, Kernel(part, member), run.block(heads, rows))
+        adjoint.drow = drow[heads, :, rows] if drow is not None else None
+        adjoint.dcolumn = dcolumn[heads] if dcolumn is not None and not member.rank else None
+        own_dk, own_dv = (tensor[heads] if not member.rank else torch.empty_like(tensor[heads]) for tensor in (dk, dv))
+        own_dbias = dbias[heads, rows] if dbias is not None else None
+        adjoint.run_back(output[heads, rows], grad[heads, rows], dq[heads, rows], own_dk, own_dv, own_dbias)
+        if dlam is not None and not member.rank:
             dlam[heads] = adjoint.dlam
+
+    each_block(q, k, run_back)
     return Gradients(dq, dk, dv, dbias, drow, dcolumn, dlam)
 
 
@@ -127,56 +123,58 @@ def segments(n_iters: int) -> int:
 
 
 def potentials(p: Problem, run: Run) -> tuple[Tensor, Tensor]:
-    """F (N, Q, 1) of the queries and g (N, K, 1) of the keys, -inf or NaN without mass."""
+    """F (N, 1, Q) of the queries and g (N, 1, K) of the keys, -inf or NaN without mass."""
     return LOG_2 * (run.u[-1].log2() - run.m[-1]), LOG_2 * (run.w[-1].log2() - run.c[-1])
 
 
 def sums(p: Problem, run: Run) -> tuple[Tensor, Tensor]:
-    """Row sums (N, Q, 1) and column sums (N, K, 1) of the plan."""
+    """Row sums (N, 1, Q) and column sums (N, 1, K) of the plan."""
     rows, columns = torch.empty_like(run.u[-1]), torch.empty_like(run.w[-1])
-    for heads, lanes in _blocks(p.q, p.k):
-        part = p.block(heads, lanes)
-        kernel, own = Kernel(part), run.block(heads, lanes)
+
+    def sum_up(heads: slice, queries: slice, member: Member) -> None:
+        part, own = p.block(heads, queries), run.block(heads, queries)
+        kernel, u, w = Kernel(part, member), own.u[-1], own.w[-1]
         kernel.use(own.m[-1], own.c[-1])
-        u, w = own.u[-1], own.w[-1]
-        laned(rows[heads], lanes).copy_(u * kernel.matvec(w))
-        columns[heads] = w * kernel.rmatvec(u)
+        rows[heads, :, queries] = u * kernel.matvec(w)
+        sums = w * kernel.rmatvec(u)
+        if not member.rank:
+            columns[heads] = sums
+
+    each_block(p.q, p.k, sum_up)
     return rows, columns
 
 
 def _solve(p: Problem, kernel: Kernel, run: Run, output: Tensor) -> None:
     """All half-steps of a block, which fill the run and the output."""
     column = p.log_column.exp() if isinstance(p.log_column, Tensor) else math.exp(p.log_column)
-    last = p.n_iters - 1
+    us, ws, normalizers, last = run.u.unbind(), run.w.unbind(), run.normalizer.unbind(), p.n_iters - 1
     g: Tensor | None = None
     for segment, steps in enumerate(_segments(p.n_iters)):
         c = run.c[segment]
         if segment:
-            g = only(run.w[steps.start // 2].log2() - run.c[segment - 1], p.columns)
+            g = only(ws[steps.start // 2].log2() - run.c[segment - 1], p.columns)
         for step in range(steps.start, steps.stop, 2):
             at = step // 2
             if step == steps.start:
-                sums = kernel.start(g, run.m[segment], c, run.w[at], run.u[at])
+                sums = kernel.start(g, run.m[segment], c, ws[at], us[at])
             elif step < last:
-                sums = kernel.row_and_column_step(run.w[at], run.u[at])
+                sums = kernel.row_and_column_step(ws[at], us[at])
             if step == last:
                 continue
-            normalizer, w = run.normalizer[at], run.w[at + 1]
-            normalizer.copy_(kernel.column_step(sums))
+            normalizer = kernel.column_step(sums, normalizers[at])
             if p.lam is None:
-                torch.mul(normalizer, column, out=w)
+                torch.mul(normalizer, column, out=ws[at + 1])
             else:
                 damped = p.lam * (p.log_column / LOG_2 + normalizer.log2() - c) + c
-                w.copy_(only(damped.exp2(), normalizer > 0))
-    kernel.times_values(run.w[-1], run.u[-1], output, row_step=last > 0 and last % 2 == 0)
+                ws[at + 1].copy_(only(damped.exp2(), normalizer > 0))
+    kernel.times_values(ws[-1], us[-1], output, row_step=last > 0 and last % 2 == 0)
 
 
 class _Adjoint:
     """The way back through the half-steps of a block.
 
-    `f` and `g` are the cotangents of the potentials, of the shape of the queries and keys of the block. What the
-    half-steps of a segment add to the gradient of the scores is Z * (left @ right^T); the columns of these are filled
-    on the way.
+    `f` (N, 1, R) and `g` (N, 1, K) are the cotangents of the potentials. What the half-steps of a segment add to the
+    gradient of the scores is Z * (left @ right^T), with a column for each.
     """
 
     def __init__(self, p: Problem, kernel: Kernel, run: Run) -> None:
@@ -203,113 +201,108 @@ class _Adjoint:
             self.kernel.add_gradients(self.left, self.right, dq, dk, dbias, first=last)
 
     def _take_columns(self, number: int) -> None:
-        rows, keys = self.run.u.shape[1:3], self.run.w.shape[1:3]
-        self.left = workspace("left", math.prod(rows) * number, self.run.u).view(*rows, number)
-        self.right = workspace("right", math.prod(keys) * number, self.run.u).view(*keys, number)
+        (heads, _, rows), keys = self.run.u.shape[1:], self.run.w.shape[3]
+        self.left = workspace("left", heads * rows * number, self.run.u).view(heads, rows, number)
+        self.right = workspace("right", heads * keys * number, self.run.u).view(heads, keys, number)
         self.taken = 0
 
     def _product_with_values(self, output: Tensor, grad: Tensor, dv: Tensor) -> None:
         u, w, self.taken = self.run.u[-1], self.run.w[-1], grad.shape[-1]
         left, right = self.left[..., : self.taken], self.right[..., : self.taken]
         # What the columns will hold is written last; before that they are memory for two products.
-        self.f = _product(grad, output, left).sum(-1, keepdim=True)
-        _product(u, grad, left)
+        self.f = torch.mul(grad, output, out=left).sum(-1)[:, None]
+        torch.mul(u.mT, grad, out=left)
         self.passed_on = w * self.kernel.rmatvec_and_product(self._normalized(u * self.f), left, dv)
-        dv *= w
-        self.g = _product(self.p.v, dv, right).sum(-1, keepdim=True)
-        _product(w, self.p.v, right)
+        dv *= w.mT
+        self.g = torch.mul(self.p.v, dv, out=right).sum(-1)[:, None]
+        torch.mul(w.mT, self.p.v, out=right)
 
     def _unrolled(self, steps: range) -> None:
-        last = self.p.n_iters - 1
-        if steps[-1] == last and last % 2 == 0:
-            self._row_step(last // 2, self.run.u[-1], self.f)
-            self.f, self.g = torch.zeros_like(self.f), self.g - self.passed_on
-        for at in range(steps.stop // 2 - 1, steps.start // 2 - 1, -1):
-            self._pair(at)
+        first, stop, last = steps.start // 2, steps.stop // 2, self.p.n_iters - 1
+        f: Tensor | None = self.f if steps[-1] == last else None
+        if f is not None and last % 2 == 0:
+            self._row_steps(self.run.u[-1:], f[None], self.run.w[-1:])
+            f, self.g = None, self.g - self.passed_on
+        # Column steps, each with the row step before it; `at` counts them from the first of this segment.
+        us, ws, normalizers = (tensor[first:stop] for tensor in self.run[:3])
+        fs, lefts, gs, rights = (torch.empty_like(x) for x in (us, us, normalizers, normalizers))
+        back, scalings = -self._normalized(us), -self.lam * normalizers
+        if stop > first:
+            gs[-1] = self.g
+        # As lists, since taking one of an axis is as many operations as the arithmetic.
+        columns = list(zip(gs.unbind(), scalings.unbind(), rights.unbind(), strict=True))
+        rows = list(zip(us.unbind(), back.unbind(), fs.unbind(), lefts.unbind(), strict=True))
+        for at in reversed(range(stop - first)):
+            g, scaling, right = columns[at]
+            torch.mul(g, scaling, out=right)
+            row_step = partial(self._back_row_step, *rows[at], f if at == stop - first - 1 else None)
+            if first + at == 0:
+                row_step(slice(0, self.kernel.queries), self.kernel.matvec(right))
+            else:
+                passed_on = self.kernel.rmatvec_of_matvec(right, row_step)
+                self.g = torch.mul(passed_on, ws[at], out=columns[at - 1][0] if at else None)
+        self._sum_up(fs, gs, normalizers)
+        self._add_columns(us, rights)
+        self._add_columns(lefts, ws)
 
-    def _pair(self, at: int) -> None:
-        """Column step `at` and the row step before it."""
-        weighted, f, u = self._column_step(at), self.f, self.run.u[at]
-        if at == 0:
-            self._row_step(at, u, f - u * self.kernel.matvec(weighted))
-            return
-        cotangent = torch.empty_like(u)
-
-        def both(rows: slice, product: Tensor) -> Tensor:
-            torch.sub(f[:, rows], u[:, rows] * product, out=cotangent[:, rows])
-            return self._normalized(u[:, rows] * cotangent[:, rows], rows)
-
-        self.g = -self.run.w[at] * self.kernel.rmatvec_of_matvec(weighted, both)
-        self._row_step(at, u, cotangent)
-        self.f = torch.zeros_like(f)
+    def _back_row_step(
+        self, u: Tensor, back: Tensor, f: Tensor, left: Tensor, more: Tensor | None, rows: slice, product: Tensor
+    ) -> Tensor:
+        """Set some rows of the cotangent f and of the column `left`, for the product of Z and that of a column step."""
+        part = self.kernel.part
+        cotangent = torch.mul(product, part(u, rows), out=part(f, rows))
+        if more is not None:
+            cotangent += part(more, rows)
+        return torch.mul(cotangent, part(back, rows), out=part(left, rows))
 
     def _detached(self, steps: range) -> None:
-        self._row_step((self.p.n_iters - 1) // 2, self.run.u[-1], self.f)
+        at = (self.p.n_iters - 1) // 2
+        self._row_steps(self.run.u[-1:], self.f[None], self.run.w[at : at + 1])
 
     def _implicit(self, steps: range) -> None:
         u, w, kernel = self.run.u[-1], self.run.w[-1], self.kernel
         sums, squared = w * kernel.rmatvec(u), self._normalized(u.square())
 
         def gram(vector: Tensor) -> Tensor:
-            return w * kernel.rmatvec_of_matvec(w * vector, lambda rows, product: squared[:, rows] * product)
+            return w * kernel.rmatvec_of_matvec(w * vector, lambda rows, product: kernel.part(squared, rows) * product)
 
-        there = sums > 0 if self.p.bias is not None else self.p.columns
-        self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, there)
-        f = self.f - self.lam * u * kernel.matvec(w * only(self.g / sums, there))
-        self._row_step(-1, u, f)
-        self._column_step(-1)
+        has_mass = sums > 0 if self.p.bias is not None else self.p.columns
+        self.g = key_cotangent(gram, self.g - self.passed_on, sums, self.lam, has_mass)
+        f = self.f - self.lam * u * kernel.matvec(w * only(self.g / sums, has_mass))
+        self._row_steps(self.run.u[-1:], f[None], self.run.w[-1:])
+        normalizer, g = self.run.normalizer[-1:], self.g[None]
+        self._sum_up(None, g, normalizer)
+        self._add_columns(self.run.u[-1:], -self.lam * g * normalizer)
 
-    def _row_step(self, at: int, u: Tensor, cotangent: Tensor) -> None:
-        """Add the columns of row step `at` with this cotangent of its potential."""
-        if self.drow is not None:
-            self.drow += cotangent
-        self._add_columns(self._normalized(u * cotangent), self.run.w[at])
+    def _row_steps(self, u: Tensor, f: Tensor, w: Tensor) -> None:
+        """Add the columns of row steps (S, ...) with these cotangents of their potentials."""
+        self._sum_up(f, None, None)
+        self._add_columns(-self._normalized(u * f), w)
 
-    def _normalized(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+    def _normalized(self, x: Tensor) -> Tensor:
         """Divide what belongs to queries by the sums of their rows: a row step's softmax is its plan over these."""
-        return x if self.inverse_row is None else x * self.inverse_row[:, rows]
+        return x if self.inverse_row is None else x * self.inverse_row
 
-    def _column_step(self, at: int) -> Tensor:
-        """Add the columns of column step `at`, whose cotangent is g; return lam * g * normalizer."""
-        normalizer = self.run.normalizer[at]
+    def _sum_up(self, f: Tensor | None, g: Tensor | None, normalizer: Tensor | None) -> None:
+        """Add what cotangents f (S, N, 1, R) and g (S, N, 1, K) of half-steps give to those of marginals and lam."""
+        if self.drow is not None and f is not None:
+            self.drow += f.sum(0)
+        if g is None or normalizer is None:
+            return
         if self.p.lam is not None:
             distance = only(self.p.log_column + LOG_2 * (normalizer.log2() - self.c), normalizer > 0)
-            self.dlam = self.dlam + (self.g * distance).sum(-2, keepdim=True)
+            self.dlam = self.dlam + (g * distance).sum((0, -1))[..., None]
         if self.dcolumn is not None:
-            self.dcolumn += self.lam * self.g
-        weighted = self.lam * self.g * normalizer
-        self._add_columns(self.run.u[at], weighted)
-        return weighted
+            self.dcolumn += self.lam * g.sum(0)
 
     def _add_columns(self, left: Tensor, right: Tensor) -> None:
-        """Those of a half-step, which are subtracted."""
-        self.left[..., self.taken] = -left[..., 0]
-        self.right[..., self.taken] = right[..., 0]
-        self.taken += 1
-
-
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Multiply entry by entry."""
-    return torch.mul(a, b, out=out)
+        """Those of S half-steps, left (S, N, 1, R) and right (S, N, 1, K)."""
+        columns = slice(self.taken, self.taken + len(left))
+        self.left[..., columns], self.right[..., columns] = left[:, :, 0].movedim(0, -1), right[:, :, 0].movedim(0, -1)
+        self.taken = columns.stop
 
 
 def _segments(n_iters: int) -> list[range]:
     # A last row step alone belongs to the segment before it.
     starts = range(0, max(1, n_iters - 1), SEGMENT)
     return [range(start, n_iters if start == starts[-1] else start + SEGMENT) for start in starts]
-
-
-def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, int]]:
-    """Heads that are worked on together, and into how many lanes the queries of one are divided.
-
-    Threads divide a batch among themselves, which is much faster than dividing each product.
-    """
-    heads, queries, keys = q.shape[0], q.shape[1], k.shape[1]
-    on_cpu = q.device.type == "cpu"
-    threads = torch.get_num_threads() if on_cpu else 1
-    matrix = max(1, queries * keys * q.element_size())
-    alone = matrix > TILE_BYTES or heads < threads
-    lanes = threads if alone and queries % threads == 0 and queries // threads >= LANE_ROWS else 1
-    size = 1 if lanes > 1 else threads * max(1, (BLOCK_BYTES if on_cpu else GPU_BLOCK_BYTES) // matrix)
-    for start in range(0, heads, size):
-        yield slice(start, min(start + size, heads)), lanes

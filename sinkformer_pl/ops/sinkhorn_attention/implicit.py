@@ -26,19 +26,19 @@ def key_cotangent(
 
     Args:
         gram: x -> P^T P x.
-        right_side: g0 - P^T f0, (N, K, 1).
+        right_side: g0 - P^T f0, (N, 1, K).
         sums: s, likewise.
         lam: damping of the column step.
         columns: the keys with mass; None is all.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(-2, keepdim=True)
+        return (a * b).sum(-1, keepdim=True)
 
     root = only(sums.rsqrt(), columns)
     # An eigenvector, of eigenvalue 1 - lam, to which the right side is orthogonal: moved away from 0, where lam = 1
     # would make the system singular.
-    unit = functional.normalize(sums.sqrt(), dim=-2)
+    unit = functional.normalize(sums.sqrt(), dim=-1)
     residual = root * right_side
     solution, direction = torch.zeros_like(residual), residual
     square = dot(residual, residual)

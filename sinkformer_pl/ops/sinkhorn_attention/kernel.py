@@ -9,11 +9,13 @@ Scores and all that is added to them are in units of log(2), since PyTorch's exp
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.sinkhorn_attention.problem import Problem
+from sinkformer_pl.ops.sinkhorn_attention.threads import Member
 from sinkformer_pl.ops.sinkhorn_attention.workspace import workspace
 
 LOG_2 = math.log(2)
@@ -35,34 +37,34 @@ class Kernel:
     """Z of a block of heads, either kept in memory whole or made anew, a tile at a time, in each use.
 
     Each method goes through the tiles once, and does all that it has to do with a tile while that is in the cache.
-    The queries may be divided into *lanes*, for threads to work on one head together: all that belongs to queries is
-    (L, R, ...), L lanes of R queries, and all that belongs to keys (N, K, ...), where N = L or N = 1.
+    Vectors are rows, (N, 1, R) for the queries and (N, 1, K) for the keys of N heads. Where threads share heads, each
+    has R of their queries and all keys, and what methods find for keys is that of all queries, the same in each thread.
     """
 
-    def __init__(self, p: Problem) -> None:
-        self.p, self.kept = p, p.kept
-        self.lanes, queries, keys = len(p.q), p.q.shape[1], p.k.shape[1]
-        self.heads = len(p.k)
-        size = _rows_of_tile(self.lanes, queries, keys, p.q)
-        self.slices = [slice(start, min(start + size, queries)) for start in range(0, queries, max(1, size))]
-        tile, matrix = self.lanes * min(size, queries) * keys, self.lanes * queries * keys
+    def __init__(self, p: Problem, member: Member) -> None:
+        self.p, self.kept, self.member = p, p.kept, member
+        self.heads, self.queries, keys = len(p.q), p.q.shape[1], p.k.shape[1]
+        size = _rows_of_tile(self.heads, self.queries, keys, p.q)
+        self.slices = [slice(start, min(start + size, self.queries)) for start in range(0, self.queries, max(1, size))]
+        tile, matrix = self.heads * min(size, self.queries) * keys, self.heads * self.queries * keys
         memory = workspace("kernel", matrix if p.kept else tile, p.q)
         self.scratch = workspace("scratch", tile, p.q)
         self.tiles = [self._tile(memory, rows, p.kept) for rows in self.slices]
-        self.k = p.k.expand(self.lanes, -1, -1)
+        one = p.q.new_ones(())
+        self.row, self.has_mass = one if p.row is None else p.row, one if p.columns is None else p.columns.to(p.q.dtype)
 
     def start(self, g: Tensor | None, m: Tensor, c: Tensor, w: Tensor, u: Tensor) -> Tensor:
         """Choose the shifts around the potential g of the keys, None for 0, and do a row step.
 
         Args:
-            g: (N, K, 1) or None.
-            m: (L, R, 1), filled with the shift of the rows; infinite in rows without mass.
-            c: (N, K, 1), filled with the shift of the columns, likewise.
-            w: (N, K, 1), filled with 2^(g + c).
-            u: (L, R, 1), filled with r / (Z w).
+            g: (N, 1, K) or None.
+            m: (N, 1, R), filled with the shift of the rows; infinite in rows without mass.
+            c: (N, 1, K), filled with the shift of the columns, likewise.
+            w: (N, 1, K), filled with 2^(g + c).
+            u: (N, 1, R), filled with r / (Z w).
 
         Returns:
-            Z^T u, (N, K, 1).
+            Z^T u, (N, 1, K).
         """
         self.use(m, c)
         if self.kept:
@@ -81,52 +83,40 @@ class Kernel:
 
     def row_and_column_step(self, w: Tensor, u: Tensor) -> Tensor:
         """Set u to r / (Z w), a row step, and return Z^T u, what the column step after it divides by."""
-
-        def row_step(rows: slice, sums: Tensor) -> Tensor:
-            u[:, rows] = self.row_step(sums, rows)
-            return u[:, rows]
-
-        return self.rmatvec_of_matvec(w, row_step)
+        return self.rmatvec_of_matvec(w, lambda rows, sums: self.row_step(sums, rows, u))
 
     def rmatvec_of_matvec(self, x: Tensor, between: Callable[[slice, Tensor], Tensor]) -> Tensor:
-        """Z^T between(rows, Z x), (N, K, 1), for x (N, K, 1); `between` is told which rows it gets of Z x."""
-        x, total = self._for_lanes(x), None
-        for rows, z in self._made():
-            part = _from_left(between(rows, _from_right(z, x)), z)
-            total = part if total is None else total.add_(part)
-        return self.over_lanes(total)
+        """Z^T between(rows, Z x), (N, 1, K), for x (N, 1, K); `between` is told which rows it gets of Z x."""
+        return self._sum(torch.bmm(between(rows, torch.bmm(x, z.mT)), z) for rows, z in self._made())
 
     def matvec(self, x: Tensor) -> Tensor:
-        """Z x, (L, R, 1), for x (N, K, 1)."""
-        x = self._for_lanes(x)
-        return torch.cat([_from_right(z, x) for _, z in self._made()], 1)
+        """Z x, (N, 1, R), for x (N, 1, K)."""
+        return torch.cat([torch.bmm(x, z.mT) for _, z in self._made()], -1)
 
     def rmatvec(self, y: Tensor) -> Tensor:
-        """Z^T y, (N, K, 1), for y (L, R, 1)."""
-        total = None
-        for rows, z in self._made():
-            part = _from_left(y[:, rows], z)
-            total = part if total is None else total.add_(part)
-        return self.over_lanes(total)
+        """Z^T y, (N, 1, K), for y (N, 1, R)."""
+        return self._sum(torch.bmm(self.part(y, rows), z) for rows, z in self._made())
 
     def rmatvec_and_product(self, y: Tensor, factors: Tensor, out: Tensor) -> Tensor:
-        """Z^T y, (N, K, 1), for y (L, R, 1); sets the output (N, K, D) to Z^T factors, for factors (L, R, D)."""
-        total, products = None, _FromLeft(self, out, add=False)
-        for rows, z in self._made():
-            part = _from_left(y[:, rows], z)
-            total = part if total is None else total.add_(part)
+        """Z^T y, (N, 1, K), for y (N, 1, R); sets the output (N, K, D) to Z^T factors, for factors (N, R, D)."""
+        products = _FromLeft(self, out, add=False)
+
+        def both(rows: slice, z: Tensor) -> Tensor:
             products.add(z, factors[:, rows])
+            return torch.bmm(self.part(y, rows), z)
+
+        total = self._sum(both(rows, z) for rows, z in self._made())
         products.finish()
-        return self.over_lanes(total)
+        return total
 
     def times_values(self, w: Tensor, u: Tensor, output: Tensor, *, row_step: bool) -> None:
-        """Set the output (L, R, Dv) to u * Z (w * v), u to r / (Z w) before that where there is a row step left."""
-        values, w = self._for_lanes(w * self.p.v), self._for_lanes(w)
+        """Set the output (N, R, Dv) to u * Z (w * v), u to r / (Z w) before that where there is a row step left."""
+        values = w.mT * self.p.v
         for rows, z in self._made():
             if row_step:
-                u[:, rows] = self.row_step(_from_right(z, w), rows)
+                self.row_step(torch.bmm(w, z.mT), rows, u)
             _product(z, values, output[:, rows], add=False)
-        output *= u
+        output *= u.mT
 
     def add_gradients(
         self, left: Tensor, right: Tensor, dq: Tensor, dk: Tensor, dbias: Tensor | None, *, first: bool
@@ -134,14 +124,14 @@ class Kernel:
         """Add what follows from the gradient Z * (left @ right^T) of the scores.
 
         Args:
-            left: (L, R, rank).
+            left: (N, R, rank).
             right: (N, K, rank).
-            dq: (L, R, D).
+            dq: (N, R, D).
             dk: (N, K, D).
-            dbias: (L, R, K) or None.
+            dbias: (N, R, K) or None.
             first: whether what dq, dk and dbias hold is undefined, and to be overwritten.
         """
-        columns, products = self._for_lanes(right).mT, _FromLeft(self, dk, add=not first)
+        columns, products = right.mT, _FromLeft(self, dk, add=not first)
         for rows, z in self._made():
             dscores = self._tile(self.scratch, rows, kept=False)
             alpha = self.p.scale if dbias is None else 1.0
@@ -149,36 +139,44 @@ class Kernel:
             if dbias is not None:
                 _assign(dbias[:, rows], dscores, add=not first)
                 dscores *= self.p.scale
-            _product(dscores, self.k, dq[:, rows], add=not first)
+            _product(dscores, self.p.k, dq[:, rows], add=not first)
             products.add(dscores, self.p.q[:, rows])
         products.finish()
 
-    def over_lanes(self, total: Tensor | None) -> Tensor:
-        """The sum (N, ...) over the lanes of a head."""
-        assert total is not None
-        return total if self.lanes == self.heads else total.sum(0, keepdim=True)
+    def row_step(self, sums: Tensor, rows: slice, u: Tensor) -> Tensor:
+        """Set some rows of u to r / sums, for sums = Z w, 0 without mass, and return them; sums is used up."""
+        return self._divide(self.part(self.row, rows), sums, self.part(u, rows))
 
-    def row_step(self, sums: Tensor, rows: slice) -> Tensor:
-        """Turn the sums Z w of some rows into their scalings u = r / (Z w), in place; 0 where there is no mass."""
-        u = invert(sums, forbidden=self.p.bias is not None)
-        return u if self.p.row is None else u.mul_(self.p.row[:, rows])
+    def column_step(self, sums: Tensor, out: Tensor) -> Tensor:
+        """Set the output to the scalings 1 / sums that make columns 1, for sums = Z^T u; 0 where there is no mass."""
+        return self._divide(self.has_mass, sums, out)
 
-    def column_step(self, sums: Tensor) -> Tensor:
-        """Turn the sums Z^T u of the columns into the scalings that make them 1, in place; 0 where there is no mass."""
-        normalizer = invert(sums, forbidden=self.p.bias is not None)
-        return normalizer if self.p.columns is None else normalizer.masked_fill_(~self.p.columns, 0.0)
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        """Take some rows of x (N, 1, R), or all of what is the same for all."""
+        return x if x.ndim == 0 or rows.stop - rows.start == self.queries else x[..., rows]
+
+    def _divide(self, numerator: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+        nothing = sums == 0 if self.p.bias is not None else None  # Forbidden pairs may leave a sum nothing.
+        sums.clamp_(min=torch.finfo(sums.dtype).tiny)
+        if nothing is not None:
+            sums.masked_fill_(nothing, math.inf)
+        return torch.div(numerator, sums, out=out)
+
+    def _sum(self, parts: Iterator[Tensor]) -> Tensor:
+        """The sum over tiles, and over the threads that share the heads."""
+        return self.member.over(torch.add, reduce(Tensor.add_, parts))
 
     def _made(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, z in zip(self.slices, self.tiles, strict=True):
             if not self.made:
                 if not self.shifted:
-                    self._scores(rows, z).sub_(self.m[:, rows])
-                z.sub_(self.c.mT).exp2_()
+                    self._scores(rows, z).sub_(self.part(self.m, rows).mT)
+                z.sub_(self.c).exp2_()
             yield rows, z
         self.made, self.shifted = self.kept, False
 
     def _scores(self, rows: slice, z: Tensor) -> Tensor:
-        torch.baddbmm(z, self.p.q[:, rows], self.k.mT, beta=0, alpha=self.p.scale / LOG_2, out=z)
+        torch.baddbmm(z, self.p.q[:, rows], self.p.k.mT, beta=0, alpha=self.p.scale / LOG_2, out=z)
         return z if self.p.bias is None else z.add_(self.p.bias[:, rows], alpha=1 / LOG_2)
 
     def _fill(self, g: Tensor | None, w: Tensor) -> None:
@@ -192,36 +190,32 @@ class Kernel:
             self.c -= g
 
     def _shift_rows(self, rows: slice, z: Tensor, g: Tensor | None) -> Tensor:
-        """Fill z with S + g - m; returns its column maxima (L, 1, K), not below the lowest finite number."""
+        """Fill z with S + g - m; returns its column maxima (N, 1, K), not below the lowest finite number."""
         self._scores(rows, z)
         if g is not None:
-            z += g.mT
+            z += g
         if self.p.columns is not None:
-            z.masked_fill_(~self.p.columns.mT, -math.inf)
-        m = torch.amax(z, -1, keepdim=True)
+            z.masked_fill_(~self.p.columns, -math.inf)
+        m = z.amax(-1, keepdim=True)
         if self.p.bias is not None:  # whose -inf may have left a row nothing
             m.masked_fill_(m == -math.inf, math.inf)
         if self.p.row is not None:
-            m.masked_fill_(self.p.row[:, rows] == 0, math.inf)
-        self.m[:, rows] = m
+            m.masked_fill_(self.p.row[..., rows].mT == 0, math.inf)
+        self.part(self.m, rows).mT.copy_(m)
         return z.sub_(m).amax(-2, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
 
     def _shift_whole(self, g: Tensor | None) -> None:
-        highest = None
-        for rows, z in zip(self.slices, self.tiles, strict=True):
-            c = self._shift_rows(rows, z, g)
-            highest = c if highest is None else torch.maximum(highest, c)
-        assert highest is not None
-        self.c.mT.copy_(highest if self.lanes == self.heads else highest.amax(0, keepdim=True))
+        tiles = zip(self.slices, self.tiles, strict=True)
+        highest = reduce(torch.maximum, (self._shift_rows(rows, z, g) for rows, z in tiles))
+        self.c.copy_(self.member.over(torch.maximum, highest))
 
     def _shift_by_tiles(self, g: Tensor | None, u: Tensor) -> Tensor:
-        """The same in one pass with the row step: each tile and lane has column maxima of its own to begin with."""
+        """The same in one pass with the row step: each tile has column maxima of its own to begin with."""
         highest = sums = None
         for rows, z in zip(self.slices, self.tiles, strict=True):
             c = self._shift_rows(rows, z, g)
-            totals = _from_right(z.sub_(c).exp2_(), c.exp2().mT)
-            u[:, rows] = self.row_step(totals, rows)
-            part = _from_left(u[:, rows], z).mT
+            totals = torch.bmm(c.exp2(), z.sub_(c).exp2_().mT)
+            part = torch.bmm(self.row_step(totals, rows, u), z)
             if highest is None or sums is None:
                 highest, sums = c, part
                 continue
@@ -229,20 +223,17 @@ class Kernel:
             sums = sums * (old - highest).exp2() + part * (c - highest).exp2()
         assert highest is not None
         assert sums is not None
-        if self.lanes != self.heads:
-            old, highest = highest, highest.amax(0, keepdim=True)
-            sums = (sums * (old - highest).exp2()).sum(0, keepdim=True)
-        self.c.copy_(highest.mT)
-        return sums.mT
+        if self.member.size > 1:
+            old, highest = highest, self.member.over(torch.maximum, highest)
+            sums = self.member.over(torch.add, sums * (old - highest).exp2())
+        self.c.copy_(highest)
+        return sums
 
     def _tile(self, memory: Tensor, rows: slice, kept: bool) -> Tensor:
         # Products are slow into memory that isn't contiguous, so a tile is.
         keys = self.p.k.shape[1]
-        start, size = self.lanes * rows.start * keys if kept else 0, self.lanes * (rows.stop - rows.start) * keys
-        return memory[start : start + size].view(self.lanes, -1, keys)
-
-    def _for_lanes(self, x: Tensor) -> Tensor:
-        return x.expand(self.lanes, -1, -1)
+        start, size = self.heads * rows.start * keys if kept else 0, self.heads * (rows.stop - rows.start) * keys
+        return memory[start : start + size].view(self.heads, -1, keys)
 
 
 class _FromLeft:
@@ -256,15 +247,17 @@ class _FromLeft:
 
     def __init__(self, kernel: Kernel, out: Tensor, *, add: bool) -> None:
         self.kernel, self.out, self.adds = kernel, out, add
-        lanes, heads = kernel.lanes, kernel.heads
-        self.transposed = min(kernel.p.q.shape[1] * lanes // heads, out.shape[1]) >= TRANSPOSE_FROM
-        self.direct = not self.transposed and lanes == heads and _writable(out)
+        alone = kernel.member.size == 1
+        self.transposed = min(kernel.p.q.shape[1], out.shape[1]) >= TRANSPOSE_FROM
+        self.direct = not self.transposed and alone and _writable(out)
         self.beta = int(add and self.direct)
         if self.direct:
             self.total = out
             return
-        shape = lanes, *(out.mT if self.transposed else out).shape[1:]
-        self.total = workspace("from left", math.prod(shape), out).view(shape)
+        shape = (out.mT if self.transposed else out).shape
+        # Other threads read it, when this one may be at its next block.
+        memory = workspace("from left", math.prod(shape), out) if alone else out.new_empty(math.prod(shape))
+        self.total = memory.view(shape)
 
     def add(self, z: Tensor, factors: Tensor) -> None:
         pair = (factors.mT.contiguous(), z) if self.transposed else (z.mT, factors)
@@ -273,25 +266,8 @@ class _FromLeft:
 
     def finish(self) -> None:
         if not self.direct:
-            total = self.kernel.over_lanes(self.total)
+            total = self.kernel.member.over(torch.add, self.total)
             _assign(self.out, total.mT if self.transposed else total, add=self.adds)
-
-
-def invert(sums: Tensor, *, forbidden: bool) -> Tensor:
-    """1 / sums, in place; with `forbidden` pairs a sum may be 0, and stays so."""
-    nothing = sums == 0 if forbidden else None
-    sums.clamp_(min=torch.finfo(sums.dtype).tiny).reciprocal_()
-    return sums if nothing is None else sums.masked_fill_(nothing, 0.0)
-
-
-# As products of a row vector from the left, and one that isn't a transpose: all other forms take a batch of large Z
-# three times longer.
-def _from_right(z: Tensor, x: Tensor) -> Tensor:
-    return torch.bmm(x.view(len(x), 1, -1), z.mT).mT
-
-
-def _from_left(y: Tensor, z: Tensor) -> Tensor:
-    return torch.bmm(y.view(len(y), 1, -1), z).mT
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
@@ -314,10 +290,9 @@ def _assign(target: Tensor, value: Tensor, *, add: bool) -> None:
         target.copy_(value)
 
 
-def _rows_of_tile(lanes: int, queries: int, keys: int, like: Tensor) -> int:
-    """Queries of a tile; where a matrix of a lane fits, all."""
-    on_cpu = like.device.type == "cpu"
-    row = max(1, keys) * like.element_size() * max(1, lanes // torch.get_num_threads() if on_cpu else lanes)
-    rows = max(MIN_ROWS, (TILE_BYTES if on_cpu else GPU_TILE_BYTES) // row)
+def _rows_of_tile(heads: int, queries: int, keys: int, like: Tensor) -> int:
+    """Queries of a tile; where all fit, all."""
+    row = max(1, keys) * like.element_size() * heads
+    rows = max(MIN_ROWS, (TILE_BYTES if like.device.type == "cpu" else GPU_TILE_BYTES) // row)
     tiles = max(1, math.ceil(queries / rows))
     return max(1, math.ceil(queries / tiles))

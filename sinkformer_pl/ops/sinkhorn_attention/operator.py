@@ -106,7 +106,7 @@ def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
     segments = closed_form.segments(x.n_iters)
     output = x.q.new_empty(b, heads, queries, width)
     sides = (row_steps, queries), (1 + pairs, keys), (pairs, keys), (segments, queries), (segments, keys)
-    state = [x.q.new_empty(number, n, size, 1, dtype=exact) for number, size in sides]
+    state = [x.q.new_empty(number, n, 1, size, dtype=exact) for number, size in sides]
     return output, *state, x.q.new_empty(output.shape if exact != x.q.dtype else 0, dtype=exact)
 
 
@@ -127,7 +127,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
 def _closed_form_backward(
     x: OperatorInputs, output: Tensor, state: list[Tensor], grad: Tensor, wanted: list[str]
 ) -> list[Tensor]:
-    p, rows, columns = _problem(x), _places(x.log_row), _places(x.log_column)
+    p, rows = _problem(x), _places(x.log_row)
     exact = state[5] if state[5].numel() else output
     grad = _only(at_least_float32(grad), rows)
     run = closed_form.Run(*state[:5])
@@ -140,7 +140,6 @@ def _closed_form_backward(
     if x.scale is not None:
         others["scale"] = (dq * _only(at_least_float32(x.q), rows)).sum((-2, -1))
         dq = dq * x.scale[..., None, None]
-    dq, dk, dv = _only(dq, rows), _only(dk, columns), _only(dv, columns)
     like = _gradients_like(x, " ".join(wanted))[3:]
     return [
         *(tensor.to(x.q.dtype) for tensor in (dq, dk, dv)),
@@ -224,9 +223,9 @@ def _problem(x: OperatorInputs) -> Problem:
         q, scale = q * x.scale[..., None, None], 1.0
     row = log_column = None
     if x.log_row is not None and x.log_column is not None and columns is not None:
-        row, log_column = x.log_row.exp()[..., None], _only(x.log_column[..., None], columns)
+        row, log_column = x.log_row.exp()[:, :, None], _only(x.log_column[..., None], columns).mT
     lam = x.lam if x.lam is not None else None if x.lam_number == 1 else x.lam_number
-    bias, columns = x.bias, None if columns is None else columns.expand(*x.k.shape[:3], 1)
+    bias, columns = x.bias, None if columns is None else columns.expand(*x.k.shape[:3], 1).mT
     return Problem(
         q=q.flatten(0, 1),
         k=k.flatten(0, 1),

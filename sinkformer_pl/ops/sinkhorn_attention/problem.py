@@ -16,9 +16,9 @@ class Problem(NamedTuple):
         v: (N, K, Dv).
         scale: a number that multiplies all q @ k^T.
         bias: (N, Q, K) or None; -inf forbids a pair.
-        row: (N, Q, 1), sums of the rows, 0 without mass; None is 1 everywhere.
-        columns: (N, K, 1) bool, the keys with mass; None is all.
-        log_column: logarithms of the sums of the columns, a number or (N, K, 1), there 0 without mass.
+        row: (N, 1, Q), sums of the rows, 0 without mass; None is 1 everywhere.
+        columns: (N, 1, K) bool, the keys with mass; None is all.
+        log_column: logarithms of the sums of the columns, a number or (N, 1, K), there 0 without mass.
         lam: damping of the column step, a number or (N, 1, 1); None is exactly 1.
         n_iters: half-steps.
         gradient: of what the gradient is.
@@ -39,17 +39,13 @@ class Problem(NamedTuple):
     gradient: Gradient
     kept: bool
 
-    def block(self, heads: slice, lanes: int = 1) -> "Problem":
-        """Take some of the N problems, what belongs to queries divided into lanes; numbers and None stay."""
+    def block(self, heads: slice, queries: slice) -> "Problem":
+        """Take some of the N problems, and of these some queries; numbers and None stay."""
         tensors: dict[str, Any] = {
-            name: laned(entry[heads], lanes) if name in ("q", "bias", "row") else entry[heads]
-            for name, entry in self._asdict().items()
-            if isinstance(entry, Tensor)
+            name: entry[heads] for name, entry in self._asdict().items() if isinstance(entry, Tensor)
         }
+        for name in {"q", "bias"} & tensors.keys():
+            tensors[name] = tensors[name][:, queries]
+        if "row" in tensors:
+            tensors["row"] = tensors["row"][..., queries]
         return self._replace(**tensors)
-
-
-def laned(rows: Tensor, lanes: int, axis: int = 0) -> Tensor:
-    """View (N, Q, D), N at `axis`, as (N * lanes, Q / lanes, D); more than one lane for N = 1 only."""
-    shape = rows.shape
-    return rows.view(*shape[:axis], shape[axis] * lanes, shape[axis + 1] // lanes, shape[-1])

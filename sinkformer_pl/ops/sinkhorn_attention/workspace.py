@@ -1,6 +1,7 @@
 """Memory that is kept from call to call, since the page faults of fresh memory cost as much as a product."""
 
 import threading
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -9,11 +10,16 @@ WORKSPACE_BYTES = 2**27
 """Larger pieces are given back after each call."""
 
 
+class _ByName(dict[str, Tensor]):
+    """The pieces of one thread; a class of its own, since there are no weak references to a plain dict."""
+
+
 class _Pieces(threading.local):
     def __init__(self) -> None:
-        self.by_name: dict[str, Tensor] = {}
+        self.by_name = _of_threads[threading.get_ident()] = _ByName()
 
 
+_of_threads: WeakValueDictionary[int, _ByName] = WeakValueDictionary()
 _pieces = _Pieces()
 
 
@@ -33,5 +39,6 @@ def workspace(name: str, numel: int, like: Tensor) -> Tensor:
 
 
 def release() -> None:
-    """Give the memory that this thread keeps back to the allocator."""
-    _pieces.by_name.clear()
+    """Give the memory that all threads keep back to the allocator."""
+    for by_name in list(_of_threads.values()):
+        by_name.clear()

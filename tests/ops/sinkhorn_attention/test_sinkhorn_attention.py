@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, sinkhorn_attention
 from sinkformer_pl.ops.sinkhorn_attention import api as attention_module
-from sinkformer_pl.ops.sinkhorn_attention import closed_form as closed_form_module
+from sinkformer_pl.ops.sinkhorn_attention import blocks as blocks_module
 from sinkformer_pl.ops.sinkhorn_attention import kernel as kernel_module
 from sinkformer_pl.ops.sinkhorn_attention.workspace import release
 from tests.optional import ot
@@ -407,8 +407,9 @@ def test_tiles_change_nothing(monkeypatch):
 @pytest.mark.parametrize("backend", ["dense", "streaming"])
 @pytest.mark.parametrize("n_iters", [2, 5, 26])
 def test_threads_change_nothing(n_iters, backend, monkeypatch):
-    monkeypatch.setattr(closed_form_module, "LANE_ROWS", 4)
-    monkeypatch.setattr(closed_form_module, "TILE_BYTES", 1)
+    monkeypatch.setattr(blocks_module, "MIN_ROWS", 4)
+    monkeypatch.setattr(blocks_module, "ALONE_BYTES", 0)
+    monkeypatch.setattr(blocks_module, "SHARED_BYTES", 1)
     monkeypatch.setattr(kernel_module, "TILE_BYTES", 1)
     monkeypatch.setattr(kernel_module, "MIN_ROWS", 3)
     monkeypatch.setattr(kernel_module, "TRANSPOSE_FROM", 12)
@@ -447,7 +448,7 @@ def test_blocks_of_heads_change_nothing(monkeypatch):
     mask, bias = some_mask(3, 12, 12), draw((5, 12, 12), 4).requires_grad_()
     results = []
     for size in (1, 12 * 12 * 8 * 4, 2**30):
-        monkeypatch.setattr(closed_form_module, "BLOCK_BYTES", size)
+        monkeypatch.setattr(blocks_module, "BLOCK_BYTES", size)
         output = sinkhorn_attention(*inputs, n_iters=5, mask=mask, bias=bias)
         results.append((output, *torch.autograd.grad(output.square().sum(), [*inputs, bias])))
     for others in results[1:]:
