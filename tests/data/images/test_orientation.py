@@ -68,6 +68,17 @@ def test_a_photo_is_turned_by_the_part_of_its_data_that_is_whole(folder, name):
         check_images({"train": [folder / "plain.jpg"], "test": [path]})
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_so_is_an_image_of_another_format(folder, suffix):
+    path = folder / f"damaged.{suffix}"
+    exif = b"Exif\0\0" + segment(DAMAGED["a pointer out of the data"])
+    with Image.open(folder / "plain.jpg") as image:
+        image.save(path, exif=exif, lossless=True)
+    with pytest.warns(UserWarning, match=r"1 of 1 image files have damaged EXIF data"):
+        check_images({"train": [path]})
+    assert torch.equal(decode_image(path, 3), decode_image(folder / "plain.jpg", 3).rot90(-1, (1, 2)))
+
+
 @pytest.mark.parametrize(
     "data",
     [
