@@ -181,7 +181,7 @@ class _Check:
                 f"{key} {spec.get('class_path')}: its arguments stand beside class_path; put them under init_args: "
                 f"{', '.join(unknown)}",
             )
-        if "class_path" not in spec and default is None:
+        if not spec.get("class_path") and default is None:
             raise self.error(
                 key,
                 f"{key}: no class is named; write class_path: NAME and init_args: below it, or give --{key} NAME"
@@ -241,7 +241,7 @@ class _Check:
 
     def class_of(self, value: Any, places: Sequence[Place], parameter: inspect.Parameter, key: str) -> Spec:
         """Check a class against each place that an argument has for one."""
-        default = parameter.default if inspect.isclass(parameter.default) else None
+        default = _default_class(parameter)
         errors: list[Exception] = []
         for place in places:
             try:
@@ -265,7 +265,7 @@ def known_keys(values: Any, place: Place, key: str = "", default: type | None = 
         inner = lookup(spec, f"init_args.{name}") or {}
         yield _join(key, name)
         for nested in places_of(parameter.annotation):
-            chosen = parameter.default if inspect.isclass(parameter.default) else None
+            chosen = _default_class(parameter)
             if isinstance(inner, Mapping | str) and (inner or nested.fixed or chosen):
                 yield from known_keys(inner, nested, _join(key, name), chosen)
 
@@ -288,6 +288,11 @@ def _describe_unknown(error: _UnknownKeyError, layers: Layers, root: type) -> st
         return f"{layers.source(error.key)}{error.key}: no such option{question}"
     listed = f"valid: {', '.join(valid)}" if valid else "it takes none"
     return f"{layers.source(error.key)}{error.key}: {error.owner.__name__} has no argument {last}{question}\n{listed}"
+
+
+def _default_class(parameter: inspect.Parameter) -> type | None:
+    default = parameter.default
+    return default if inspect.isclass(default) and default is not parameter.empty else None
 
 
 def _listed(base: type) -> str:

@@ -238,6 +238,8 @@ CODE = "{class_path: os.system, init_args: {command: touch owned}}"
         ("data: {init_args: &a {batch_size: 32, self: *a}}", ["wrong.yaml: more than 10,000 values, or aliases"]),
         ("data: {class_path: PointClouds, init_args: {root: ~/nowhere}}", [str(Path("~/nowhere").expanduser())]),
         ("model: {optimiser: {class_path: Adam}}", ["model.optimiser", "did you mean model.optimizer?"]),
+        ("data: {class_path: null}", ["data: no class is named", "valid: "]),
+        ("model: {backbone: {class_path: null}}", ["model.backbone: no class is named", "SetTransformer"]),
         ("data: {class_path: Digits, batch_size: 3}", ["its arguments stand beside class_path; put them under init"]),
         (
             "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/los}}]}",
