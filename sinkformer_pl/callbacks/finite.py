@@ -61,18 +61,18 @@ class RequireFinite(pl.Callback):
         self._hook = pl_module.register_forward_hook(lambda module, inputs, output: self._look_at(output))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._remove_hook()
         self._let_steps_through(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """A batch begins."""
+        """Take up a batch."""
         self._batch, self._number, self._outputs = batch, batch_idx, None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
