@@ -175,7 +175,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
             if name in saved and _listed(saved[name]) != _listed(value):
                 rank_zero_warn(f"data.{name} is {value}; it was {saved[name]} where the checkpoint's model was trained")
         _renumber(self.datasets, before, self.classes)
-        if preprocessing is not None:
+        # Lightning restores once more after `setup`: what samples were made with, and kept, stays.
+        if preprocessing is not None and preprocessing != self.preprocessing:
             self.preprocessing = preprocessing
             for dataset in self.datasets.values():
                 dataset.use(preprocessing)
