@@ -117,8 +117,9 @@ def test_checkpoint_alone_is_enough_and_flags_override_it(tiny, run, tmp_path):
     assert sinkhorn["metrics"]["test/loss"] != softmax["metrics"]["test/loss"]
 
 
-def test_predictions_are_one_row_a_sample(trained, tiny, run, tmp_path):
-    printed = run("predict", "--ckpt_path", "best", "--name", "tiny")
+@pytest.mark.parametrize("split", [[], ["--split", "test"]])
+def test_predictions_are_one_row_a_sample(trained, tiny, run, tmp_path, split):
+    printed = run("predict", *split, "--ckpt_path", "best", "--name", "tiny")
     path = tmp_path / "runs/tiny/version_0/predictions.csv"
     assert "predictions.csv" in printed
     rows = list(csv.DictReader(path.open()))

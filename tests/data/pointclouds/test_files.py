@@ -248,8 +248,7 @@ def test_training_clouds_in_the_test_part_are_said(tmp_path, kind):
     if kind == "meshes":
         write_meshes(root, ("cube",))
         shutil.copytree(write_meshes(tmp_path / "other", ("ant",)) / "ant", root / "ant")
-        for mesh in root.rglob("*.off"):
-            size = float(hash(mesh.as_posix()) % 1000 + 2)
+        for size, mesh in enumerate(sorted(root.rglob("*.off")), 2):
             mesh.write_text(TETRAHEDRON.format(1).replace("1 0 0\n0 1", f"{size} 0 0\n0 1", 1))
         shutil.copy(root / "ant/train/ant_0001.off", root / "ant/test/copy.OFF")
         expected = r"1 of 5 test clouds are also among the training clouds: ant/test/copy = ant/train/ant_0001;"
