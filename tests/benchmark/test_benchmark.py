@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,12 @@ def test_cores_are_kept_busy_for_as_long_as_it_takes(monkeypatch, capsys):
 def test_a_busy_process_ends_with_the_one_that_started_it():
     code = "import os; from sinkformer_pl.benchmark.busy import busy_cores; (busy := busy_cores(1)).__enter__(); "
     code += "os._exit(0)"  # The process that is left behind holds the pipe for as long as it runs.
-    subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, timeout=60)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        parent.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_a_folder_without_the_published_code_is_refused(tmp_path: Path):
