@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "normalizations",
         "tasks",
         "training",
+        "ops",
     },
     "testing": {"normalizations", "ops", "errors"},
     "benchmark": {"models", "normalizations", "ops", "errors"},

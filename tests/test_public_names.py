@@ -18,6 +18,8 @@ IMPORTED_BY_OTHERS = {"tensorboard"}  # Lightning's logger needs it
 OPTIONAL = {
     "h5py",
     "pyarrow",
+    "onnxruntime",
+    "safetensors",
     "plotly",
     "geomloss",
     "ot",

@@ -17,7 +17,7 @@ from sinkformer_pl.errors import RunError, UserError
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 
-OTHER_COMMANDS = ("compare", "inspect", "normalizations", "flow", "benchmark")
+OTHER_COMMANDS = ("export", "compare", "inspect", "normalizations", "flow", "benchmark")
 """Each in a module of its name, with a function `run`; imported when it is asked for, since torch takes seconds."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,6 +41,7 @@ usage: python -m sinkformer_pl COMMAND ...
   fit             train: --config configs/pointcloud.yaml [--model.normalization NAME] [--data.root PATH] ...
   validate, test  evaluate a checkpoint: --ckpt_path PATH (the checkpoint knows its configuration; flags override)
   predict         say what files, folders, lines or tables are: --ckpt_path PATH FILE... [--output NAME.csv]
+  export          a model for other programs: --ckpt_path PATH --format safetensors|torch|onnx [FILE...]
   compare         train and test under several normalizations and seeds: --config FILE --normalizations Softmax,Sinkhorn
   inspect         write attention to an HTML page: --ckpt_path PATH [--split test] (needs plotly)
   normalizations  list every registered normalization and what it guarantees

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -19,6 +20,7 @@ from sinkformer_pl.cli.settings import RunSettings
 from sinkformer_pl.data.loading import default_workers
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference import TrainedModel, load
+from sinkformer_pl.inference.exported import READERS
 from sinkformer_pl.inference.sources import STANDARD_INPUT, Sources
 from sinkformer_pl.inference.stream import Answered, Tally, answers, devices_for
 from sinkformer_pl.inference.writers import arrays_writer, csv_writer, features_writer, require_format, table_writer
@@ -75,7 +77,10 @@ def _parser() -> OptionParser:
         allow_abbrev=False,
     )
     parser.add_argument("paths", nargs="*", metavar="FILE", help="what to predict on")
-    parser.add_argument("--ckpt_path", help="a checkpoint: its path, or 'best' or 'last' of the newest run of --name")
+    parser.add_argument(
+        "--ckpt_path",
+        help="a checkpoint or file of the command export: its path; or 'best' or 'last' of the newest run of --name",
+    )
     parser.add_argument("--name", default=DEFAULT_NAME, help="name of a run under runs/")
     parser.add_argument("--plugins", help="modules with your own classes, imported first: a,b")
     parser.add_argument(
@@ -102,7 +107,8 @@ def _predict(options: argparse.Namespace) -> None:
     if options.ckpt_path is None:
         raise UserError("predict needs the weights of a trained model: give --ckpt_path PATH")
     checkpoint = find_checkpoint(options.ckpt_path, local_folder(DEFAULT_ROOT), options.name)
-    devices = devices_for(options.device)
+    program = checkpoint.suffix in READERS
+    devices = [torch.device("cpu")] if program and options.device is None else devices_for(options.device)
     model = load(checkpoint, device=devices[0])
     models = [model.on(device) for device in devices]
     sources = _sources(options, model, checkpoint)
@@ -155,7 +161,8 @@ def _sources(options: argparse.Namespace, model: TrainedModel, checkpoint: Path)
         for option in ("lines", "text", "label"):
             if getattr(options, option):
                 raise UserError(f"--{option}: of texts, and the model is of {kind}; leave it out")
-    trained = lookup(read_checkpoint(checkpoint).get(CONFIG_KEY) or {}, "data.init_args.text")
+    exported = checkpoint.suffix in (*READERS, ".safetensors")
+    trained = lookup({} if exported else read_checkpoint(checkpoint).get(CONFIG_KEY) or {}, "data.init_args.text")
     return Sources(
         options.paths,
         kind,
@@ -185,7 +192,7 @@ def _outputs(options: argparse.Namespace, model: TrainedModel, top: int) -> Iter
             if options.output == STANDARD_OUTPUT:
                 sys.stdout.flush()
             if features is not None:
-                features(_features(answered, model.network.head.in_features))
+                features(_features(answered, model.out_dim))
             if attention is not None and answered.outputs is not None:
                 layers = model.attention_of(answered.prepared)
                 for number, row in enumerate(answered.rows, written):

@@ -37,7 +37,15 @@ def read_learnt(checkpoint: Mapping[str, Any]) -> Learnt:
     Raises:
         UserError: it doesn't hold them: an older version wrote it, or its data have a preprocessing of their own.
     """
-    learnt = learnt_from(checkpoint)
+    return learnt_of(learnt_from(checkpoint))
+
+
+def learnt_of(learnt: Mapping[str, Any]) -> Learnt:
+    """Make them of plain data: "classes", and "preprocessing" as `Preprocessing.plain` gives it.
+
+    Raises:
+        UserError: as of `read_learnt`.
+    """
     saved = dict(learnt.get("preprocessing") or {})
     cls = KINDS.get(saved.pop("kind", None))
     if cls is None or {field.name for field in fields(cls)} != saved.keys():  # type: ignore[arg-type]

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sinkformer_pl.data.learnt import Learnt, read_learnt
+from sinkformer_pl.data.learnt import Learnt, learnt_of
 from sinkformer_pl.diagnostics.capture import LayerAttention, attention_of
 from sinkformer_pl.diagnostics.tokens import tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.inference.attention import Attention, speller
+from sinkformer_pl.inference.exported import READERS, ExportedNetwork, open_exported, read_weights
 from sinkformer_pl.inference.inputs import Prepared, in_batches, items_from, prepare
 from sinkformer_pl.inference.results import Predictions, ranked
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
-from sinkformer_pl.training.checkpoint_content import CONFIG_KEY
+from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, learnt_from
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import require_match, require_task
 
@@ -40,16 +41,24 @@ class TrainedModel:
     """A classifier with its preprocessing and class names; `load` makes it.
 
     Attributes:
-        network: the classifier, in evaluation mode.
+        network: the classifier, in evaluation mode; or an exported one.
+        out_dim: width of the features.
         classes: class names in the order of its outputs.
         preprocessing: makes the network's input of a raw one.
         device: of the network.
     """
 
-    def __init__(self, network: Classifier, learnt: Learnt, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, network: Classifier | ExportedNetwork, learnt: Learnt, device: torch.device | str | None = None
+    ) -> None:
         """Move the network to a device; None is the GPU if there is one, else the CPU."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.eval().to(self.device)
+        self.network = network
+        if isinstance(network, ExportedNetwork):
+            self.device, self.out_dim = torch.device("cpu"), network.out_dim
+        else:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.out_dim = network.backbone.out_dim
+            network.eval().to(self.device)
         self.classes, self.preprocessing = learnt.classes, learnt.preprocessing
 
     def predict(self, inputs: Any, *, top: int | None = None, batch_size: int = 32) -> Predictions:
@@ -74,7 +83,7 @@ class TrainedModel:
     def features(self, inputs: Any, *, batch_size: int = 32) -> Tensor:
         """Return what the head classifies, (n, D) float32 on the CPU; arguments are those of `predict`."""
         batches = [outputs.features.float().cpu() for _, outputs in self._outputs(inputs, batch_size)]
-        return torch.cat(batches) if batches else torch.empty(0, self.network.head.in_features)
+        return torch.cat(batches) if batches else torch.empty(0, self.out_dim)
 
     def attention(self, input: Any) -> Attention:
         """Return the attention of every layer and head on one input, of the kinds that `predict` takes.
@@ -87,10 +96,7 @@ class TrainedModel:
             raise UserError(f"attention is shown of one input, not of {len(items)}; give one")
         prepared = _sound(prepare(items, self.preprocessing))
         layers = self.attention_of(prepared)
-        if not layers:
-            name = type(self.network.backbone).__name__
-            raise UserError(f"{name} has no AttentionCore to look at: compose one (docs/extend.md)")
-        tokens = tokens_of(self.network, *self._moved(prepared), speller(self.preprocessing))
+        tokens = tokens_of(self._shown(), *self._moved(prepared), speller(self.preprocessing))
         [prediction] = ranked([items[0].name], self.classes, self.run(prepared).probabilities)
         return Attention(prediction, layers, tokens[0])
 
@@ -98,16 +104,25 @@ class TrainedModel:
     def run(self, prepared: Prepared) -> Outputs:
         """Run the network on a batch whose inputs aren't None."""
         inputs, mask = self._moved(prepared)
-        features = self.network.backbone(inputs, mask)
-        return Outputs(features, self.network.head(features).float().softmax(-1))
+        features, logits = self.network.outputs(inputs, mask)
+        return Outputs(features, logits.float().softmax(-1))
 
     def attention_of(self, prepared: Prepared) -> list[LayerAttention]:
-        """Return the attention of every layer on a batch whose inputs aren't None."""
-        return attention_of(self.network, *self._moved(prepared))
+        """Return the attention of every layer on a batch whose inputs aren't None.
+
+        Raises:
+            UserError: an exported network, or one without an `AttentionCore`.
+        """
+        network = self._shown()
+        layers = attention_of(network, *self._moved(prepared))
+        if not layers:
+            name = type(network.backbone).__name__
+            raise UserError(f"{name} has no AttentionCore to look at: compose one (docs/extend.md)")
+        return layers
 
     def on(self, device: torch.device) -> "TrainedModel":
         """Return a copy on another device, or the model itself on its own."""
-        if device == self.device:
+        if device == self.device or isinstance(self.network, ExportedNetwork):
             return self
         return TrainedModel(copy.deepcopy(self.network), Learnt(self.classes, self.preprocessing), device)
 
@@ -118,15 +133,20 @@ class TrainedModel:
             prepared = _sound(prepare(items, self.preprocessing))
             yield [item.name for item in items], self.run(prepared)
 
+    def _shown(self) -> Classifier:
+        if isinstance(self.network, ExportedNetwork):
+            raise UserError("an exported program doesn't show its attention; load the checkpoint or .safetensors file")
+        return self.network
+
     def _moved(self, prepared: Prepared) -> tuple[Tensor, Tensor | None]:
         assert prepared.inputs is not None
         inputs = prepared.inputs.to(self.device, non_blocking=True)
         return inputs, None if prepared.mask is None else prepared.mask.to(self.device, non_blocking=True)
 
     def __repr__(self) -> str:
-        backbone = type(self.network.backbone).__name__
+        backbone, normalization = (readable(self.network.hparams[name]) for name in ("backbone", "normalization"))
         return (
-            f"{backbone} under {readable(self.network.hparams['normalization'])}, for {self.preprocessing.kind}, on "
+            f"{backbone.partition('(')[0]} under {normalization}, for {self.preprocessing.kind}, on "
             f"{self.device}: {', '.join(self.classes[:10])}{', ...' if len(self.classes) > 10 else ''}"
         )
 
@@ -143,18 +163,32 @@ def load(path: str | Path, *, device: torch.device | str | None = None) -> Train
     Classes that the checkpoint names are imported, those of its plugins first.
 
     Args:
-        path: a checkpoint that `fit` wrote, or one made in Python by a Trainer with a `ClassificationData`.
-        device: where the network runs; None is the GPU if there is one, else the CPU.
+        path: a checkpoint that `fit` wrote, or one made in Python by a Trainer with a `ClassificationData`; or a file
+            of the command `export`.
+        device: where the network runs; None is the GPU if there is one, else the CPU. Programs (.pt2, .onnx) run on
+            the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, a checkpoint of another task, or an older one without the preprocessing.
+        UserError: no such file, a damaged one, a checkpoint of another task, or an older one without the preprocessing;
+            a program on another device.
     """
-    content = read_checkpoint(path)
+    path = Path(path)
+    if path.suffix in READERS:
+        if device is not None and torch.device(device).type != "cpu":
+            raise UserError(f"{path}: runs on the CPU, not on {device}; load the checkpoint or .safetensors file there")
+        program = open_exported(path)
+        return TrainedModel(program, learnt_of(program.about))
+    if path.suffix == ".safetensors":
+        weights, about = read_weights(path)
+        content, known = {"state_dict": weights, "hyper_parameters": about["hyper_parameters"]}, about
+    else:
+        content = read_checkpoint(path)
+        known = learnt_from(content)
     plugins = (content.get(CONFIG_KEY) or {}).get("plugins") or []
     load_plugins([plugins] if isinstance(plugins, str) else plugins)
     require_task(content, Classifier, path)
     try:
-        learnt = read_learnt(content)
+        learnt = learnt_of(known)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     network = Classifier(**content["hyper_parameters"])

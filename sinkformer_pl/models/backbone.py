@@ -18,9 +18,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         out_dim: width of the features.
+        token_limits: least and most tokens that an exported program takes, padding included; None is no limit.
     """
 
     out_dim: int
+    token_limits: tuple[int, int | None] = (1, None)
 
     @abstractmethod
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

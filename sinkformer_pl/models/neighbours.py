@@ -42,7 +42,7 @@ def _farthest_points(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
             real = mask[:, None]
             mean = x.where(real, 0.0).sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp(min=1)
             nearest = x.new_zeros(mask.shape).masked_fill_(mask, torch.inf).masked_fill_(~mask, -torch.inf)
-        chosen = points.new_empty((len(points), count), dtype=torch.int64)
+        chosen = points.new_empty((points.shape[0], count), dtype=torch.int64)
         distance = torch.where(nearest > 0, (x - mean).square_().sum(1), nearest)
         for step in range(count):
             index = distance.argmax(-1, keepdim=True)
@@ -56,7 +56,29 @@ def _farthest_points(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
 
 @_farthest_points.register_fake
 def _(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
-    return points.new_empty((len(points), count), dtype=torch.int64)
+    return points.new_empty((points.shape[0], count), dtype=torch.int64)
+
+
+def plain_farthest_points(points: Tensor, mask: Tensor | None, count: int) -> Tensor:
+    """Compute the operator in plain operations that change nothing in place, for exported programs."""
+    x = at_least_float32(points).mT
+    real = torch.ones_like(x[:, :1], dtype=torch.bool) if mask is None else mask[:, None]
+    mean = x.where(real, 0.0).sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp(min=1)
+    nearest = torch.full_like(x[:, 0], torch.inf).where(real[:, 0], -torch.inf)
+    distance = torch.where(nearest > 0, (x - mean).square().sum(1), nearest)
+    chosen = []
+    for _ in range(count):
+        index = distance.argmax(-1, keepdim=True)
+        chosen.append(index)
+        centre = x.gather(-1, index[:, None].expand(-1, x.shape[1], -1))
+        distance = torch.minimum(nearest, (x - centre).square().sum(1))
+        nearest = distance.scatter(-1, index, distance.gather(-1, index).clamp(max=-1.0))
+    return torch.cat(chosen, -1)
+
+
+def plain_distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Compute the operator of `torch.cdist`, which ONNX lacks: Euclidean distances (B, Q, N) of x and y, (B, ., D)."""
+    return (x[:, :, None] - y[:, None]).square().sum(-1).sqrt()
 
 
 def nearest_neighbours(queries: Tensor, points: Tensor, mask: Tensor | None, k: int) -> Tensor:
@@ -82,12 +104,12 @@ def nearest_neighbours(queries: Tensor, points: Tensor, mask: Tensor | None, k: 
         nearest = distances.topk(min(k, points.shape[1]), largest=False, sorted=True).indices
         if mask is None and nearest.shape[-1] == k:
             return nearest
-        order = torch.arange(k, device=points.device).expand(len(points), 1, k)
+        order = torch.arange(k, device=points.device).expand(points.shape[0], 1, k)
         members = nearest.shape[-1] if mask is None else mask.sum(-1).clamp(1, nearest.shape[-1])[:, None, None]
         return nearest.gather(-1, (order % members).expand(-1, nearest.shape[1], -1))
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Take rows of each sample: x (B, N, C) at index (B, ...) int64 gives (B, ..., C)."""
-    first = torch.arange(len(x), device=x.device) * x.shape[1]
+    first = torch.arange(x.shape[0], device=x.device) * x.shape[1]
     return F.embedding(index + first.reshape(-1, *[1] * (index.ndim - 1)), x.flatten(0, 1))

@@ -203,6 +203,9 @@ class PointCloudTransformer(Backbone):
         if pooling not in get_args(PointPooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(PointPooling))}, got {pooling!r}")
         self.in_features = in_features
+        if centres:
+            # With fewer points a stage makes fewer centres, of fewer neighbours: another program.
+            self.token_limits = max(centres[0], neighbours), None
         self.pooling: PointPooling = pooling
         widths = [dim // 2 ** (len(centres) - stage) for stage in range(len(centres) + 1)]
         self.embed = nn.ModuleList([LBR(in_features, widths[0]), LBR(widths[0], widths[0])])

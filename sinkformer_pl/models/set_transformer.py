@@ -57,7 +57,7 @@ class ISAB(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to a set of the same shape."""
-        inducing = self.inducing.expand(len(x), -1, -1)
+        inducing = self.inducing.expand(x.shape[0], -1, -1)
         found = self.gather(inducing, x, None if mask is None else AttentionMask(key=mask))
         return self.scatter(x, found, None if mask is None else AttentionMask(query=mask))
 
@@ -94,7 +94,7 @@ class PMA(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to (B, seeds, dim)."""
-        return self.block(self.seeds.expand(len(x), -1, -1), x, None if mask is None else AttentionMask(key=mask))
+        return self.block(self.seeds.expand(x.shape[0], -1, -1), x, None if mask is None else AttentionMask(key=mask))
 
 
 class SetTransformer(Backbone):

@@ -97,6 +97,7 @@ class TextTransformer(Backbone):
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
         self.out_dim = dim
         self.max_length = max_length
+        self.token_limits = 1, max_length
         self.pooling: Pooling = pooling
         self.embed = nn.Embedding(vocab_size, dim)
         nn.init.trunc_normal_(self.embed.weight, std=0.02)

@@ -47,6 +47,18 @@ class Prediction(NamedTuple):
     probabilities: Tensor
 
 
+class NetworkOutputs(NamedTuple):
+    """Outputs of a network for a batch.
+
+    Attributes:
+        features: (B, D).
+        logits: (B, num_classes).
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
 class Classifier(pl.LightningModule):
     """A backbone under a normalization, a linear head, cross-entropy.
 
@@ -147,18 +159,23 @@ class Classifier(pl.LightningModule):
 
     @override
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens.
+        """Logits (B, num_classes) of inputs and the bool mask (B, N) of their real tokens; errors as of `outputs`."""
+        return self.outputs(inputs, mask).logits
+
+    def outputs(self, inputs: Tensor, mask: Tensor | None = None) -> NetworkOutputs:
+        """Return the features that the head classifies beside the logits.
 
         Raises:
             UserError: features that aren't (B, out_dim).
         """
         features = self.backbone(inputs, mask)
-        if features.shape != (len(inputs), self.backbone.out_dim):
+        wanted = (inputs.shape[0], self.backbone.out_dim)
+        if features.shape != wanted:
             raise UserError(
-                f"{type(self.backbone).__name__}.forward: features of shape {tuple(features.shape)}; give "
-                f"{(len(inputs), self.backbone.out_dim)}, a row of out_dim numbers for each sample"
+                f"{type(self.backbone).__name__}.forward: features of shape {tuple(features.shape)}; give {wanted}, a "
+                "row of out_dim numbers for each sample"
             )
-        return self.head(features)
+        return NetworkOutputs(features, self.head(features))
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

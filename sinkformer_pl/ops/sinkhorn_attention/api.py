@@ -16,9 +16,6 @@ from sinkformer_pl.ops.sinkhorn_attention.operator import OperatorInputs, attend
 from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient
 from sinkformer_pl.ops.sinkhorn_attention.reference import reference_attention
 
-KEPT_BYTES = 2**28
-"""Size of a head's kernel matrix up to which "auto" is the dense backend."""
-
 NO_POTENTIAL = 1e29
 """A potential of this size stands for an infinite one."""
 
@@ -200,7 +197,7 @@ def _operator_inputs(
         1.0 if isinstance(lam, Tensor) else float(lam),
         n_iters,
         gradient,
-        _backend(q, v, keys, bias, backend),
+        _backend(q, v, bias, backend),
     )
 
 
@@ -208,16 +205,13 @@ def _log_marginal(log: Tensor, places: Tensor | None) -> Tensor:
     return log if places is None else log.where(places, -torch.inf)
 
 
-def _backend(q: Tensor, v: Tensor, keys: int, bias: Tensor | None, backend: Backend) -> str:
+def _backend(q: Tensor, v: Tensor, bias: Tensor | None, backend: Backend) -> str:
     if backend == "triton" or (backend == "auto" and q.is_cuda):
         reason = gpu.reason_against(q, v)
         if reason is None:
             return "triton"
         if backend == "triton":
             raise NotImplementedError(f"backend='triton': {reason}; use backend='auto'")
-    if backend == "auto":
-        size = q.shape[2] * keys * max(q.element_size(), 4)
-        return "dense" if bias is not None or size <= KEPT_BYTES else "streaming"
     if backend == "streaming" and bias is not None:
         raise NotImplementedError("the streaming backend takes no bias, which is as large as the scores; use 'dense'")
     return backend

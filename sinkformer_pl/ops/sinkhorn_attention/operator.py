@@ -22,6 +22,9 @@ _INPUTS = (
 )
 _STATE = 6
 
+KEPT_BYTES = 2**28
+"""Size of a head's kernel matrix up to which "auto" is the dense backend."""
+
 
 class OperatorInputs(NamedTuple):
     """Of the operator; B samples of H heads.
@@ -39,7 +42,8 @@ class OperatorInputs(NamedTuple):
         lam_number: damping of all column steps.
         n_iters: half-steps.
         gradient: of what the gradient is.
-        backend: "dense", "streaming" or "triton".
+        backend: "dense", "streaming" or "triton"; "auto" is one of the first two, chosen when the operator runs, so
+            that a compiled or exported program is good for all sizes.
     """
 
     q: Tensor
@@ -238,8 +242,14 @@ def _problem(x: OperatorInputs) -> Problem:
         lam=lam.reshape(-1, 1, 1) if isinstance(lam, Tensor) else lam,
         n_iters=x.n_iters,
         gradient=x.gradient,
-        kept=x.backend == "dense",
+        kept=_kept(x),
     )
+
+
+def _kept(x: OperatorInputs) -> bool:
+    """Tell whether the backend is the dense one."""
+    size = x.q.shape[2] * x.k.shape[2] * max(x.q.element_size(), 4)
+    return x.backend == "dense" or (x.backend == "auto" and (x.bias is not None or size <= KEPT_BYTES))
 
 
 def _for_kernels(x: OperatorInputs) -> Any:

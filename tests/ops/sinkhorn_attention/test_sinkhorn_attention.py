@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkformer_pl.ops import AttentionMask, marginal_error, sinkhorn, sinkhorn_attention
-from sinkformer_pl.ops.sinkhorn_attention import api as attention_module
 from sinkformer_pl.ops.sinkhorn_attention import blocks as blocks_module
 from sinkformer_pl.ops.sinkhorn_attention import kernel as kernel_module
+from sinkformer_pl.ops.sinkhorn_attention import operator as operator_module
 from sinkformer_pl.ops.sinkhorn_attention.workspace import release
 from tests.optional import ot
 
@@ -437,7 +437,7 @@ def test_auto_keeps_no_large_matrix(monkeypatch):
     monkeypatch.setattr(kernel_module, "TILE_BYTES", 1)
     monkeypatch.setattr(kernel_module, "MIN_ROWS", 3)
     for size, backend in ((20 * 20 * 4, "dense"), (20 * 20 * 4 - 1, "streaming")):
-        monkeypatch.setattr(attention_module, "KEPT_BYTES", size)
+        monkeypatch.setattr(operator_module, "KEPT_BYTES", size)
         ways = {way: sinkhorn_attention(q, k, v, n_iters=4, backend=way) for way in ("auto", "dense", "streaming")}
         assert torch.equal(ways["auto"], ways[backend])
         assert not torch.equal(ways["dense"], ways["streaming"])
