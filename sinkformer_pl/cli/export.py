@@ -46,14 +46,16 @@ def run(argv: Sequence[str]) -> None:
     checkpoint = find_checkpoint(options.ckpt_path, local_folder(DEFAULT_ROOT), options.name)
     with handled_signals() as signals:
         model = load(checkpoint, device="cpu")
-        source = ", ".join(options.paths) or "the test samples of its data"
+        source = ", ".join(options.paths) or "the test part of its data"
         batches = list(_own(options.paths, model) if options.paths else _of_data(checkpoint, options, signals))
         if not batches or len(batches[0].inputs) < 2:
             raise UserError(f"{source}: fewer than two samples to compare the file with the model on; give more")
         difference = export(model, path, [_with_mask(batch, model.preprocessing.kind) for batch in batches])
     number = sum(len(batch.inputs) for batch in batches)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): outputs for {number} samples of {source} differ from the ")
-    print(f"model's by {difference:.1e} of the largest")
+    print(
+        f"{path} ({path.stat().st_size / 1e6:.1f} MB): for {number} samples of {source} the outputs differ from the "
+        f"model's by at most {difference:.1e} of the largest"
+    )
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sinkformer_pl
 from sinkformer_pl.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,10 @@ def test_each_modality_from_training_to_an_answer(tmp_path, monkeypatch, capsys,
         main([*argv[3:], *(SHORT.split() if argv[3] == "fit" else [])])
     printed = capsys.readouterr().out
     if title == "Images":
+        [(_, code)] = blocks("Export")
+        main(shlex.split(code)[3:])
+        assert "8 samples of the test part" in capsys.readouterr().out
+        assert len(sinkformer_pl.load("model.onnx").predict("one.png", top=3)[0].scores) == 3
         assert (tmp_path / "predictions.csv").read_text().startswith("name,class,probability,class_2,probability_2")
     elif title == "Texts":
         rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
