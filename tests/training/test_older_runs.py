@@ -36,7 +36,9 @@ def close(one: object, other: object, place: str = "") -> None:
         for number, (a, b) in enumerate(zip(one, other, strict=True)):
             close(a, b, f"{place}.{number}")
     elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, other, **CLOSE, msg=lambda text: f"{place}: {text}")
+        # Under rows that sum to 1 the gradient of a key's bias is 0: AdamW steps by what rounding leaves of it.
+        bound = CLOSE | {"atol": 1e-3} if place.endswith("attention.key.bias") and not EXACT else CLOSE
+        torch.testing.assert_close(one, other, **bound, msg=lambda text: f"{place}: {text}")
     elif isinstance(one, float):
         assert one == pytest.approx(other, rel=CLOSE["rtol"], abs=CLOSE["atol"]), place
     else:
