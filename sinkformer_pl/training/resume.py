@@ -1,4 +1,4 @@
-"""Exact resume: random states, metrics and position in an epoch, kept in every checkpoint and restored from it."""
+"""Exact resume: random states and metrics of an epoch under way, kept in every checkpoint and restored from it."""
 
 import random
 from pathlib import Path

@@ -158,7 +158,7 @@ def _solve(p: Problem, kernel: Kernel, run: Run, output: Tensor) -> None:
             if step == steps.start:
                 sums = kernel.start(g, run.m[segment], c, ws[at], us[at])
             elif step < last:
-                sums = kernel.row_and_column_step(ws[at], us[at])
+                sums = kernel.row_step_and_column_sums(ws[at], us[at])
             if step == last:
                 continue
             normalizer = kernel.column_step(sums, normalizers[at])

@@ -72,7 +72,7 @@ class Kernel:
             self._fill(g, w)
             # Around another g the scores are made again: taking g away from these would round them otherwise.
             self.shifted = g is None
-            return self.row_and_column_step(w, u)
+            return self.row_step_and_column_sums(w, u)
         sums = self._shift_by_tiles(g, u)
         self._fill(g, w)
         return sums
@@ -81,7 +81,7 @@ class Kernel:
         """Take shifts that `start` chose."""
         self.m, self.c, self.made, self.shifted = m, c, False, False
 
-    def row_and_column_step(self, w: Tensor, u: Tensor) -> Tensor:
+    def row_step_and_column_sums(self, w: Tensor, u: Tensor) -> Tensor:
         """Set u to r / (Z w), a row step, and return Z^T u, what the column step after it divides by."""
         return self.rmatvec_of_matvec(w, lambda rows, sums: self.row_step(sums, rows, u))
 

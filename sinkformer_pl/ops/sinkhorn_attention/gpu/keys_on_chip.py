@@ -23,7 +23,7 @@ UNDERFLOW = tl.constexpr(2.0**-60)  # a smaller sum may have lost terms
 
 
 @triton.jit
-def _row_and_column_step(
+def _row_step_and_column_sums(
     Q, kt, g, BIAS, LR, F, F_NEXT, sqn, sbq, sbk, scale, nQ, nK,
     D: tl.constexpr, DB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, MAXIMUM: tl.constexpr,
@@ -94,7 +94,7 @@ def forward(
     g = tl.where(lc > ANY, 0.0, NONE)
     tl.store(G + ik, g, mask=ik < nK)
     if not SOFTMAX:
-        lse = _row_and_column_step(
+        lse = _row_step_and_column_sums(
             Q, kt, g, BIAS, LR, F, F, sqn, sbq, sbk, scale, nQ, nK, D, DB, BQ, BK, PRECISION, True
         )  # fmt: skip
         g = column_step(lse, lc, lam, DAMPED)
@@ -104,7 +104,7 @@ def forward(
         tl.debug_barrier()  # the potentials of a step are read in the next, by other threads
         for t in range(1, PAIRS):
             row, column = t * steps_q, t * steps_k
-            lse = _row_and_column_step(
+            lse = _row_step_and_column_sums(
                 Q, kt, g, BIAS, LR, F + row - steps_q, F + row, sqn, sbq, sbk, scale, nQ, nK,
                 D, DB, BQ, BK, PRECISION, DAMPED,
             )  # fmt: skip
