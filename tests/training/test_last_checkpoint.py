@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 import torch
 
 from sinkformer_pl.training.last_checkpoint import LastCheckpoint
+from sinkformer_pl.training.lightning_state import batches_done
 from sinkformer_pl.training.resume import ResumeState
 from sinkformer_pl.training.signals import StopSignals
 
@@ -47,3 +48,26 @@ def test_it_is_written_after_each_validation_within_an_epoch_and_after_each_epoc
     # Steps 3 and 8 are validated, 5 and 10 end epochs. It is written at the start of the next batch.
     assert left.steps == [0, 0, 0, 3, 3, 5, 5, 5, 8, 8]
     assert torch.load(path, weights_only=True)["global_step"] == 10
+
+
+class Begun(pl.Callback):
+    """Note the epoch and the place in it of each batch, by the counts that `last.ckpt` goes by."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batches_done(trainer) - 1))
+
+
+def test_a_training_that_its_steps_end_with_an_epoch_resumes_at_the_next_one(tmp_path):
+    path, signals, data = tmp_path / "last.ckpt", StopSignals(), torch.utils.data.DataLoader(torch.ones(5, 1))
+    begun = Begun()
+    for steps, resumed in ((5, None), (10, path)):
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[ResumeState(), LastCheckpoint(path, signals), begun],
+        )  # fmt: skip
+        with signals.handled():
+            trainer.fit(Linear(), data, ckpt_path=resumed)
+    assert begun.batches == [(epoch, batch) for epoch in (0, 1) for batch in range(5)]
