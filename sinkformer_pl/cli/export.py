@@ -14,9 +14,10 @@ from sinkformer_pl.cli.option_parser import OptionParser
 from sinkformer_pl.cli.run import Run, handled_signals
 from sinkformer_pl.cli.settings import read_settings
 from sinkformer_pl.data import ClassificationData
+from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference import TrainedModel, load
-from sinkformer_pl.inference.export import Example, export
+from sinkformer_pl.inference.export import TOKENIZER, Example, export
 from sinkformer_pl.inference.inputs import in_batches, prepare
 from sinkformer_pl.inference.sources import Sources
 from sinkformer_pl.normalizations import load_plugins
@@ -46,6 +47,7 @@ def run(argv: Sequence[str]) -> None:
     checkpoint = find_checkpoint(options.ckpt_path, local_folder(DEFAULT_ROOT), options.name)
     with handled_signals() as signals:
         model = load(checkpoint, device="cpu")
+        _require_room_beside(path, model, options)
         source = ", ".join(options.paths) or "the test part of its data"
         batches = list(_own(options.paths, model) if options.paths else _of_data(checkpoint, options, signals))
         if not batches or len(batches[0].inputs) < 2:
@@ -90,6 +92,15 @@ def _require_output(path: Path, options: argparse.Namespace) -> None:
         raise UserError(f"--output {path}: it is there already; give another name, or --overwrite")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: no folder {path.parent}; make it, or give another name")
+
+
+def _require_room_beside(path: Path, model: TrainedModel, options: argparse.Namespace) -> None:
+    """Refuse to replace another file by the tokenizer of a model of texts."""
+    beside = path.with_name(TOKENIZER)
+    if not isinstance(model.preprocessing, TextPreprocessing) or not beside.exists() or options.overwrite:
+        return
+    if beside.is_dir() or beside.read_bytes() != model.preprocessing.tokenizer.encode():
+        raise UserError(f"{beside}: another one is there already; give an --output in another folder, or --overwrite")
 
 
 def _own(paths: Sequence[str], model: TrainedModel) -> Iterator[Example]:

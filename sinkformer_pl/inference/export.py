@@ -21,6 +21,7 @@ from sinkformer_pl.inference.model import TrainedModel, load
 from sinkformer_pl.models.neighbours import plain_distances, plain_farthest_points
 from sinkformer_pl.ops.sinkhorn_attention.plain import plain_sinkhorn_attention
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training.atomic_file import replacing
 
 OPSET = 20
 """Version of ONNX's operators."""
@@ -94,7 +95,8 @@ def export(model: TrainedModel, path: Path, batches: Sequence[Example]) -> float
     finally:
         temporary.unlink(missing_ok=True)
     if isinstance(model.preprocessing, TextPreprocessing):
-        path.with_name(TOKENIZER).write_text(model.preprocessing.tokenizer, encoding="utf-8")
+        with replacing(path.with_name(TOKENIZER)) as file:
+            file.write(model.preprocessing.tokenizer)
     return difference
 
 
@@ -172,11 +174,12 @@ def _refusal(network: Classifier, path: Path, error: Exception) -> UserError:
 
 @torch.inference_mode()
 def _difference(wanted: TrainedModel, found: TrainedModel, batches: Sequence[Example]) -> float:
-    worst = 0.0
+    errors = []
     for batch in batches:
         outputs = wanted.network.outputs(*batch), found.network.outputs(*batch)
-        worst = max(worst, *(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outputs, strict=True)))
-    return worst
+        for a, b in zip(*outputs, strict=True):
+            errors.append((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny))
+    return float(torch.stack(errors).max())  # NaN if one is, as Python's max isn't
 
 
 @contextlib.contextmanager

@@ -137,6 +137,35 @@ def test_refusals_leave_nothing(checkpoints, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt2"]
 
 
+def test_outputs_that_are_no_numbers_are_an_error(checkpoints, tmp_path, monkeypatch):
+    model = sinkformer_pl.load(checkpoints["cloud"], device="cpu")
+
+    def load_broken(path):
+        found = sinkformer_pl.load(path, device="cpu")
+        found.network.head.bias.data[0] = torch.nan
+        return found
+
+    monkeypatch.setattr("sinkformer_pl.inference.export.load", load_broken)
+    with pytest.raises(UserError, match="differ from the model's by nan"):
+        export(model, tmp_path / "model.safetensors", batches_of("cloud"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_tokenizer_beside_the_file_is_kept_unless_asked(checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").write_text("text\ngood\nbad")
+    (tmp_path / "tokenizer.json").write_text("mine")
+    command = ["export", "--ckpt_path", str(checkpoints["text"]), "--format", "safetensors", "new.csv"]
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    assert exit_.value.code == 2
+    assert "tokenizer.json: another one is there already" in capsys.readouterr().err
+    assert (tmp_path / "tokenizer.json").read_text() == "mine"
+    main([*command, "--overwrite"])
+    main([*command, "--output", "again.safetensors"])
+    assert "mine" not in (tmp_path / "tokenizer.json").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 @pytest.mark.parametrize("kind", ["image", "text", "cloud", "pct"])
