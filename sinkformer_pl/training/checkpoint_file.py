@@ -16,6 +16,8 @@ from sinkformer_pl.training.checkpoint_content import require_form
 
 LEFTOVER_SECONDS = 600
 CAUSE_LENGTH = 150
+EXPORTED = (".onnx", ".pt2", ".safetensors")
+"""Suffixes of files that the command export writes."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -102,8 +104,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         of a `ClassificationData` hold what `learnt_from` gives.
 
     Raises:
-        UserError: no such file, a damaged one, one with objects in it, or no Lightning checkpoint of a task.
+        UserError: no such file, a damaged one, an exported one, one with objects in it, or no Lightning checkpoint of
+            a task.
     """
+    path = Path(path)
+    if path.suffix in EXPORTED and path.is_file():
+        raise UserError(
+            f"checkpoint {path}: a file of the command export, which doesn't know its training's data; predict and "
+            "export take it with FILEs; give the checkpoint here"
+        )
     checkpoint = load_file(path)
     require_form(checkpoint, path)
     return checkpoint
