@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _split_parser() -> OptionParser:
-    parser = OptionParser(add_help=False, allow_abbrev=False)
+    parser = OptionParser(prog="python -m sinkformer_pl predict", add_help=False, allow_abbrev=False)
     parser.add_argument("--split", choices=("test",))
     return parser
 
@@ -142,6 +142,8 @@ def _require_outputs(options: argparse.Namespace) -> None:
     table = None if options.output == STANDARD_OUTPUT else Path(options.output)
     if table is not None:
         require_format(table)
+    if options.features is not None and options.features == options.attention:
+        raise UserError(f"--features and --attention are both {options.features}; give two names")
     for option, path in (("output", table), ("features", options.features), ("attention", options.attention)):
         if path is None:
             continue
@@ -149,8 +151,12 @@ def _require_outputs(options: argparse.Namespace) -> None:
             raise UserError(f"--{option} {path}: arrays are written as .npz; give such a name")
         if path.is_dir():
             raise UserError(f"--{option} {path}: a folder; give a file in it")
+        if (parent := next(parent for parent in path.absolute().parents if parent.exists())) and not parent.is_dir():
+            raise UserError(f"--{option} {path}: {parent} is a file, no folder; give another name")
         if path.exists() and not options.overwrite:
             raise UserError(f"--{option} {path}: it is there already; give another name, or --overwrite")
+    if "" in options.paths:
+        raise UserError("an empty name among the inputs, perhaps a variable that isn't set; give . for this folder")
     if options.workers and STANDARD_INPUT in options.paths:
         raise UserError(f"--workers {options.workers}: standard input is read by one process; leave it out")
 

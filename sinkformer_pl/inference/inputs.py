@@ -58,7 +58,9 @@ def prepare(items: Sequence[Item], preprocessing: Preprocessing) -> Prepared:
             inputs.append(preprocessing(_CHECKS[preprocessing.kind](item.raw, item.name)))
             errors.append(None)
         except UserError as error:
-            errors.append(str(error))
+            # Of an array that is one of a file's, its own message doesn't say which.
+            text = str(error)
+            errors.append(text if text.startswith(item.name) else f"{item.name}: {text}")
     fatal = bool(items) and isinstance(items[-1].raw, UserError)
     kept = [item._replace(raw=None) for item in items]
     return Prepared(kept, errors, fatal, *(pad(inputs) if inputs else (None, None)))
@@ -94,6 +96,9 @@ def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+_PIXELS = ("uint8", "float16", "bfloat16", "float32", "float64")
+"""Types of the values of images as arrays and tensors."""
+
 _DIMENSIONS = {"images": 3, "point clouds": 2}
 """Of one sample as an array."""
 
@@ -116,7 +121,11 @@ def _image(raw: Any, name: str) -> Any:
         return raw
     if not isinstance(raw, np.ndarray | Tensor):
         raise UserError(f"{name}: a {type(raw).__name__}; give a path, an image of Pillow, an array or a tensor")
-    pixels = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(np.array(raw))
+    if isinstance(raw, np.ndarray):
+        raw = raw.astype(raw.dtype.newbyteorder("="))
+    if str(raw.dtype).removeprefix("torch.") not in _PIXELS:
+        raise UserError(f"{name}: values of {raw.dtype}; give uint8, or floats from 0 to 1")
+    pixels = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(raw)
     if pixels.ndim == 2:
         pixels = pixels[None]
     elif pixels.ndim == 3 and isinstance(raw, np.ndarray) and pixels.shape[-1] in (1, 3):
@@ -125,7 +134,7 @@ def _image(raw: Any, name: str) -> Any:
         raise UserError(f"{name}: {tuple(raw.shape)}; an array is (H, W) or (H, W, 1 or 3), a tensor (1 or 3, H, W)")
     if pixels.dtype == torch.uint8:
         return pixels
-    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise UserError(f"{name}: {pixels.dtype} from {pixels.min():.3g} to {pixels.max():.3g}; give uint8, or 0 to 1")
     return pixels.float()
 

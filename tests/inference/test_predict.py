@@ -203,6 +203,10 @@ def test_a_full_disk_is_one_line(checkpoints, tmp_path):
         ("image", None, ["x", "--label", "y"], "--label: of texts, and the model is of images; leave it out"),
         ("image", None, ["x", "--output", "y.xls"], "--output y.xls: not one of .csv, .jsonl, .parquet"),
         ("image", None, ["x", "--features", "y.csv"], "--features y.csv: arrays are written as .npz"),
+        ("image", None, ["x", "--features", "y.npz", "--attention", "y.npz"], "are both y.npz; give two names"),
+        ("image", lambda p: p.touch(), ["x", "--output", "x/y.csv"], "x is a file, no folder; give another name"),
+        ("image", None, ["x", ""], "an empty name among the inputs"),
+        ("image", None, ["--split", "vall"], "python -m sinkformer_pl predict --help"),
         ("image", None, ["x", "--ouput", "y.csv"], "--ouput: no option of predict on files"),
         ("image", None, ["x", "--top", "0"], "--top 0: give 1 or more"),
         ("image", None, ["x", "--device", "gpu7"], "--device gpu7"),
@@ -215,6 +219,7 @@ def test_a_full_disk_is_one_line(checkpoints, tmp_path):
         ("text", lambda p: p.write_text("fine\n\nfine"), ["x", "--lines"], "x:2: an empty text"),
         ("cloud", lambda p: p.with_suffix(".xyz").write_text("1 2 3\n"), ["x.xyz"], "x.xyz: a single point"),
         ("cloud", lambda p: p.with_suffix(".npy").write_text("1"), ["x.npy"], "x.npy: cannot be read"),
+        ("cloud", lambda p: np.save(p, np.zeros((2, 5, 3))), ["x.npy"], "x.npy:0: a cloud in memory: all points in"),
         ("cloud", lambda p: photo(p / "a.png", True, 0), ["x"], "x: no point clouds among 1 files, such as a.png"),
     ],
 )
@@ -228,6 +233,9 @@ def test_checkpoints_that_cannot_predict_are_one_line(checkpoints, fail, tmp_pat
     photo(tmp_path / "a.png", True, 0)
     assert "give --ckpt_path PATH" in fail("a.png")
     assert "--ckpt_path nowhere.ckpt: no such file" in fail("--ckpt_path", "nowhere.ckpt", "a.png")
+    for suffix in (".onnx", ".pt2", ".safetensors"):
+        (tmp_path / "model").with_suffix(suffix).write_bytes(b"PK")
+        assert "a file of the command export" in fail("--ckpt_path", f"model{suffix}", "--split", "test")
     torch.save({"state_dict": {}}, tmp_path / "x.ckpt")
     assert "checkpoint x.ckpt: its 'hyper_parameters' is missing" in fail("--ckpt_path", "x.ckpt", "a.png")
     shutil.copy(checkpoints["image"], tmp_path / "y.ckpt")
