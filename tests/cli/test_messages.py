@@ -391,7 +391,8 @@ def test_wrong_options_of_other_commands(fail):
 
 
 INTERRUPTED = """
-import _thread, builtins, runpy, sys
+import _thread, builtins, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process would ignore it
 original, done = builtins.__import__, []
 def interrupt_at_torch(name, *arguments, **named):
     if name == "torch" and not done:

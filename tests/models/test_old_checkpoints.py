@@ -35,7 +35,9 @@ def test_a_next_step_is_what_it_was(saved, network):
     torch.nn.functional.cross_entropy(logits, old["target"]).backward()
     optimizer.step()
     for name, found, wanted in zip(names, model.parameters(), old["after"], strict=True):
-        torch.testing.assert_close(found.detach(), wanted, rtol=1e-5, atol=1e-7, msg=name)
+        # Under rows that sum to 1 the gradient of a key's bias is 0: AdamW steps by what rounding leaves of it.
+        atol = 1e-3 if name.endswith("attention.key.bias") else 1e-7
+        torch.testing.assert_close(found.detach(), wanted, rtol=1e-5, atol=atol, msg=name)
 
 
 def test_a_state_of_today_loads_as_it_is(saved):

@@ -162,10 +162,10 @@ def _implicit_terms(
     lam = 1.0 if p.x.lam is None else p.x.lam.reshape(p.n, 1, 1)
 
     def gram(vector: Tensor) -> Tensor:
-        rows = matvec(p, f, g, vector[..., 0].contiguous()) * inverse
-        return matvec(p, f, g, rows, transposed=True)[..., None]
+        rows = matvec(p, f, g, vector[:, 0].contiguous()) * inverse
+        return matvec(p, f, g, rows, transposed=True)[:, None]
 
-    cotangent = key_cotangent(gram, gb[0][..., None], safe[..., None], lam, there[..., None])[..., 0]
+    cotangent = key_cotangent(gram, gb[0][:, None], safe[:, None], lam, there[:, None])[:, 0]
     x = cotangent / safe * (lam if isinstance(lam, float) else lam[..., 0])
     delta = delta - matvec(p, f, g, x.contiguous())
     ce.fill_(1.0), we.fill_(1.0)
