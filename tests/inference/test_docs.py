@@ -24,7 +24,9 @@ def blocks(title: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.usefixtures("documentation_read_once")
-@pytest.mark.parametrize("title", ["Images", "Texts", "Point clouds"])
+@pytest.mark.parametrize(
+    "title", ["Images", *(pytest.param(t, marks=pytest.mark.slow) for t in ("Texts", "Point clouds"))]
+)
 def test_each_modality_from_training_to_an_answer(tmp_path, monkeypatch, capsys, title):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
