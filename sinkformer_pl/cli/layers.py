@@ -43,8 +43,11 @@ class Layers:
         self.sources.update((key, source) for key in _keys(values))
 
     def add_flags(self, flags: Sequence[tuple[str, str]]) -> None:
-        """Lay flags over what is there: dotted keys, with a `+` where they append, and their values as text."""
-        for key, text in flags:
+        """Lay flags over what is there: dotted keys, with a `+` where they append, and their values as text.
+
+        A class comes before its arguments, wherever both stand on the line.
+        """
+        for key, text in _by_depth(flags):
             *path, last = key.removesuffix("+").split(".")
             value = _structured(key, text)
             self.values = _set(self.values, [*path, last], value, append=key.endswith("+"))
@@ -209,6 +212,17 @@ def _merged(lower: Any, upper: Any) -> Any:
     if not isinstance(lower, Mapping) or not isinstance(upper, Mapping):
         return upper
     return {**lower, **{key: _merged(lower[key], value) if key in lower else value for key, value in upper.items()}}
+
+
+def _by_depth(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Sort flags by the depth of their keys; what belongs to a list that is added to stays in its order."""
+    lists = [key.removesuffix("+") for key, _ in flags if key.endswith("+")]
+
+    def depth(flag: tuple[str, str]) -> int:
+        key = flag[0].removesuffix("+")
+        return min(name.count(".") for name in (key, *lists) if f"{key}.".startswith(f"{name}."))
+
+    return sorted(flags, key=depth)
 
 
 def _arguments(spec: Mapping[str, Any]) -> Mapping[str, Any]:

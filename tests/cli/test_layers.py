@@ -45,6 +45,11 @@ def test_flags_enter_names_of_classes_lists_and_data():
     }
 
 
+def test_a_class_comes_before_its_arguments_wherever_they_stand():
+    optimizer, momentum = ["--model.optimizer", "SGD"], ["--model.optimizer.momentum", "0.9"]
+    assert merged(ADAMW, flags=momentum + optimizer).values == merged(ADAMW, flags=optimizer + momentum).values
+
+
 def test_a_class_may_be_written_as_a_call_as_fit_prints_it(tiny, run):
     flags = ["--model.normalization", "Sinkhorn(n_iters=5)", "--model.normalization.gradient", "detached"]
     made = merged({"model": {"normalization": {"class_path": "Sinkhorn", "init_args": {"n_iters": 9}}}}, flags=flags)
