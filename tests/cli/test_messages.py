@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from sinkformer_pl.training.checkpoint_file import save_file
+from tests import commands
 
 OWN = ["--trainer.callbacks"]
 STOPPER = [*OWN, "EarlyStopping", "--trainer.callbacks.monitor"]
@@ -622,3 +624,17 @@ def test_idle_threads_leave_their_cores_unless_the_user_wants_otherwise(given, w
     done = subprocess.run([sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True)
     # It is read when torch is loaded.
     assert done.stdout.splitlines()[-1] == f"{wanted} False"
+
+
+def test_a_port_that_another_process_has(tiny, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
+        done = commands.run("fit", "--config", str(tiny), *ddp, cwd=tmp_path, env={"MASTER_PORT": port})
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "MASTER_PORT" in line
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("*/*"))
