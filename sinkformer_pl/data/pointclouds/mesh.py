@@ -41,12 +41,11 @@ def read_mesh(path: Path) -> MeshColumns:
     _CHECKS.get(kind, lambda _: None)(content)
     if kind == "obj":
         content = _without_texture(content)
-    loaded = trimesh.load_scene(
-        io.BytesIO(content),
-        file_type=kind,
-        process=False,
-        maintain_order=True,
-    )
+    try:
+        loaded = trimesh.load_scene(io.BytesIO(content), file_type=kind, process=False, maintain_order=True)
+    except ModuleNotFoundError as error:
+        # trimesh would guess the encoding of a text by a library that needn't be there.
+        raise FormatError("it is no UTF-8 text, and no binary file of that size; it may be cut off") from error
     parts = list(loaded.geometry.values())
     if not parts:
         raise FormatError(f"nothing in it can be read as .{kind}; it may be cut off")
