@@ -270,7 +270,7 @@ except UserError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("delay", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_processes_stop_at_one_step_for_one_reason_from_python_too(tmp_path, delay):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", str(delay)]
@@ -322,7 +322,8 @@ trainer.fit(model, ProceduralShapes(train_size=96, val_size=24, test_size=24, ba
 """
 
 
-@pytest.mark.parametrize(("delay", "step"), [(2, 5), pytest.param(100, 6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("delay", "step"), [(2, 5), (100, 6)])
 def test_all_processes_heed_a_signal_to_one_of_them_some_steps_later(tmp_path, delay, step):
     """After the last of six steps a validation follows, which isn't begun."""
     (tmp_path / "script.py").write_text(LATE)

@@ -176,6 +176,7 @@ def test_pictures_name_classes_and_the_epoch_of_the_tables(tmp_path, monkeypatch
     assert (tmp_path / f"attention/inputs_epoch_{last}.png").is_file()
 
 
+@pytest.mark.slow
 def test_texts_under_a_learned_alpha(tmp_path):
     network = partial(TextTransformer, vocab_size=500, max_length=32, dim=8, num_heads=2, depth=1)
     data = Docstrings(max_length=32, vocab_size=500)
@@ -187,6 +188,7 @@ def test_texts_under_a_learned_alpha(tmp_path):
     assert (tmp_path / "attention/inputs_epoch_0.png").is_file()
 
 
+@pytest.mark.slow
 def test_compiled_and_in_half_precision(tmp_path):
     class Compiled(pl.Callback):
         def on_fit_start(self, trainer, pl_module):

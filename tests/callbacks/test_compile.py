@@ -51,6 +51,7 @@ def test_blocks_of_a_kind_share_one_graph_and_the_numbers_stay():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_padding_there_are_more_graphs():
     graphs = Graphs()
     trained(Compile(backend=graphs, pad=False))

@@ -229,7 +229,9 @@ def test_half_precision_under_autocast(name):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("normalization", "masked"), [(Softmax, False), (Sinkhorn, True)])
+@pytest.mark.parametrize(
+    ("normalization", "masked"), [pytest.param(Softmax, False, marks=pytest.mark.slow), (Sinkhorn, True)]
+)
 def test_one_graph_for_the_compiler(normalization, masked):
     torch.compiler.reset()
     model, (_, inputs, mask) = build(normalization, depth=1, dropout=0.0), padded()

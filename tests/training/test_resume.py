@@ -242,7 +242,7 @@ def test_another_accumulation_in_each_epoch_goes_on_bit_for_bit(tmp_path):
     assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize("schedule", ["Constant", "WarmupCosine"])
+@pytest.mark.parametrize("schedule", [pytest.param("Constant", marks=pytest.mark.slow), "WarmupCosine"])
 def test_a_training_that_unfreezes_its_backbone_goes_on_bit_for_bit(tmp_path, schedule):
     unfreeze = {"class_path": "BackboneFinetuning", "init_args": {"unfreeze_backbone_at_epoch": 1}}
     trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", unfreeze], "log_every_n_steps": 1}

@@ -31,7 +31,13 @@ def test_the_operator_is_what_pytorch_expects_of_one(backend, dtype, everything)
     torch.library.opcheck(operator, tuple(inputs), test_utils="test_faketensor")
 
 
-@pytest.mark.parametrize("normalization", [Sinkhorn, SemiUnbalancedSinkhorn, GumbelSinkhorn, LowRankSinkhorn])
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        Sinkhorn,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (SemiUnbalancedSinkhorn, GumbelSinkhorn, LowRankSinkhorn)),
+    ],
+)
 def test_a_compiled_network_has_no_graph_break(normalization):
     torch.manual_seed(0)
     network = SetTransformer(normalization, in_features=3, dim=16, num_heads=2, inducing_points=4).eval()
