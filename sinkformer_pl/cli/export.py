@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +19,7 @@ from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference import TrainedModel, load
 from sinkformer_pl.inference.export import TOKENIZER, Example, export
-from sinkformer_pl.inference.inputs import in_batches, prepare
+from sinkformer_pl.inference.inputs import prepare
 from sinkformer_pl.inference.sources import Sources
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder
@@ -27,8 +28,10 @@ from sinkformer_pl.training.signals import StopSignals
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
 """By the name of the format."""
 
-BATCHES = (4, 1, 3)
-"""Samples in each batch that a file is compared with the model on; the first one is what it is traced with."""
+SAMPLES = 7
+"""Most samples that a file is compared with the model on."""
+
+T = TypeVar("T")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -53,10 +56,9 @@ def run(argv: Sequence[str]) -> None:
         if not batches or len(batches[0].inputs) < 2:
             raise UserError(f"{source}: fewer than two samples to compare the file with the model on; give more")
         difference = export(model, path, [_with_mask(batch, model.preprocessing.kind) for batch in batches])
-    number = sum(len(batch.inputs) for batch in batches)
+    size = path.stat().st_size / 1e6
     print(
-        f"{path} ({path.stat().st_size / 1e6:.1f} MB): for {number} samples of {source} the outputs differ from the "
-        f"model's by at most {difference:.1e} of the largest"
+        f"{path} ({size:.1f} MB): on samples of {source} its outputs differ by at most {difference:.1e} of the largest"
     )
 
 
@@ -106,13 +108,12 @@ def _require_room_beside(path: Path, model: TrainedModel, options: argparse.Name
 def _own(paths: Sequence[str], model: TrainedModel) -> Iterator[Example]:
     """Make batches of files."""
     items = Sources(paths, model.preprocessing.kind, model.classes).items()
-    for size in BATCHES:
-        for batch in islice(in_batches(items, size), 1):
-            prepared = prepare(batch, model.preprocessing)
-            if error := next(filter(None, prepared.errors), None):
-                raise UserError(error)
-            assert prepared.inputs is not None
-            yield Example(prepared.inputs, prepared.mask)
+    for batch in _batches(list(islice(items, SAMPLES))):
+        prepared = prepare(batch, model.preprocessing)
+        if error := next(filter(None, prepared.errors), None):
+            raise UserError(error)
+        assert prepared.inputs is not None
+        yield Example(prepared.inputs, prepared.mask)
 
 
 def _of_data(checkpoint: Path, options: argparse.Namespace, signals: StopSignals) -> Iterator[Example]:
@@ -124,11 +125,18 @@ def _of_data(checkpoint: Path, options: argparse.Namespace, signals: StopSignals
         data = run.data
         if not isinstance(data, ClassificationData):
             raise UserError(f"data {type(data).__name__}: no ClassificationData to draw samples from; give FILEs")
-        draws = iter(sorted(data.test_dataloader().sampler))
-        for size in BATCHES:
-            if chosen := list(islice(draws, size)):
-                batch = collate([data.datasets["test"][draw] for draw in chosen])
-                yield Example(batch.inputs, batch.mask)
+        draws = sorted(data.test_dataloader().sampler)[:SAMPLES]
+        for chosen in _batches(draws):
+            batch = collate([data.datasets["test"][draw] for draw in chosen])
+            yield Example(batch.inputs, batch.mask)
+
+
+def _batches(samples: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the batch that a program is traced with, a sample alone, and a batch of another size."""
+    if samples:
+        yield samples[:4]
+        yield samples[:1]
+        yield samples[4:] or samples[1:4] or samples
 
 
 def _with_mask(batch: Example, kind: str) -> Example:

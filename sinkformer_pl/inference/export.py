@@ -115,9 +115,10 @@ def _metadata(model: TrainedModel, network: Classifier) -> dict[str, str]:
 
 def _write_safetensors(network: Classifier, path: Path, metadata: dict[str, str], _: Example) -> None:
     needs("safetensors", path)
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
+    # Its save_file would let no other user read the file.
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, metadata))
 
 
 def _write_program(network: Classifier, path: Path, metadata: dict[str, str], example: Example) -> None:

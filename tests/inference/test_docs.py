@@ -43,7 +43,7 @@ def test_each_modality_from_training_to_an_answer(tmp_path, monkeypatch, capsys,
     if title == "Images":
         [(_, code)] = blocks("Export")
         main(shlex.split(code)[3:])
-        assert "8 samples of the test part" in capsys.readouterr().out
+        assert "on samples of the test part" in capsys.readouterr().out
         assert len(sinkformer_pl.load("model.onnx").predict("one.png", top=3)[0].scores) == 3
         assert (tmp_path / "predictions.csv").read_text().startswith("name,class,probability,class_2,probability_2")
     elif title == "Texts":
