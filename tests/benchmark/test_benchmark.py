@@ -218,9 +218,15 @@ def test_training_steps_and_the_wait_for_data(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_training_that_fails_is_named(capsys):
     argv = ["benchmark", "--training", "--device", "cpu", "--repeats", "1", "--batch", "2", "--points", "20"]
-    with pytest.raises(SystemExit):
-        main([*argv, "--fit", "--config nowhere.yaml"])
-    assert "fit --config nowhere.yaml: --config nowhere.yaml: no such file" in capsys.readouterr().err
+    config = Path(__file__).parents[2] / "configs/pointcloud.yaml"
+    for fit, expected in (
+        ("--config nowhere.yaml", "nowhere.yaml: no such file"),
+        (f"--config {config} --trainer.limit_train_batches 0", "limit_train_batches 0: "),
+    ):
+        with pytest.raises(SystemExit):
+            main([*argv, "--fit", fit])
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert expected in line
 
 
 def test_a_gpu_that_is_not_there_is_one_line(no_cuda, capsys):
