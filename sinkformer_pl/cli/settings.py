@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import pytorch_lightning as pl
 
 # Classes are found by their names once they are imported.
-import sinkformer_pl.callbacks  # noqa: F401
-import sinkformer_pl.data  # noqa: F401
+import sinkformer_pl.callbacks
+import sinkformer_pl.data
 import sinkformer_pl.models  # noqa: F401
 from sinkformer_pl.cli.layers import (
     Layers,
