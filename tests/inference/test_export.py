@@ -181,6 +181,13 @@ def test_programs_agree_for_every_modality(checkpoints, tmp_path, kind, normaliz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", [name for name in NORMALIZATIONS if name != "SlicedTransport"])
 def test_programs_agree_for_every_normalization(checkpoints, tmp_path, normalization):
     assert export_untrained(checkpoints, "square", normalization, tmp_path / "model.onnx") < TOLERANCE
+
+
+@pytest.mark.slow
+def test_what_depends_on_the_number_of_tokens_is_refused_as_a_program(checkpoints, tmp_path):
+    with pytest.raises(UserError, match=r"under SlicedTransport.*\.safetensors"):
+        export_untrained(checkpoints, "square", "SlicedTransport", tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
