@@ -1,4 +1,4 @@
-"""What every modality shares: three splits of labelled samples and the loaders over them."""
+"""Share between modalities three splits of labelled samples and the loaders over them."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -121,7 +121,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     @property
     def learnt(self) -> dict[str, Any]:
-        """What a checkpoint's model has learnt of its data beside its weights, and of which, as plain data."""
+        """Give as plain data all that a checkpoint's model has learnt of its data beside weights, and of which data."""
         return {
             "classes": list(self.classes),
             "preprocessing": None if self.preprocessing is None else self.preprocessing.plain(),

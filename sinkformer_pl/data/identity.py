@@ -1,4 +1,4 @@
-"""Which samples a model is trained and validated on: a training resumes on the same."""
+"""Identify the samples that a model is trained and validated on: a training resumes on the same."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a checkpoint's model has learnt of its data, without any data at hand."""
+"""Read from a checkpoint what its model has learnt of data, without any data at hand."""
 
 from collections.abc import Mapping
 from dataclasses import fields

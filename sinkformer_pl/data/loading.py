@@ -54,11 +54,11 @@ class ResumableLoader(DataLoader[Sample]):
             yield batch.unpacked() if isinstance(batch, _Message) else batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the training's; that there is this method tells Lightning that it is kept."""
+        """Return nothing: the position is the training's; the method tells Lightning that it is kept."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing, see `state_dict`."""
+        """Do nothing, see `state_dict`."""
 
 
 @dataclass(frozen=True)

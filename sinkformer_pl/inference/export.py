@@ -33,7 +33,7 @@ TOKENIZER = "tokenizer.json"
 
 
 class _Network(nn.Module):
-    """What is exported of a classifier: features and logits."""
+    """Map a batch to features and logits: the part of a classifier that is exported."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from sinkformer_pl.training.checkpoint_match import require_match, require_task
 
 
 class Outputs(NamedTuple):
-    """What a network gives for a batch, on its device.
+    """Outputs of a network for a batch, on its device.
 
     Attributes:
         features: (B, D) of the backbone.

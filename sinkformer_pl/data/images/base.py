@@ -1,4 +1,4 @@
-"""What every source of images shares: size, colour, random changes in training, normalising."""
+"""Share between sources of images size, colour, random changes in training, normalising."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

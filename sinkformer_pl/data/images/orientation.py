@@ -1,4 +1,4 @@
-"""Which way up a photo is, by EXIF data that may be damaged where the pixels are whole."""
+"""Turn a photo upright by EXIF data that may be damaged where the pixels are whole."""
 
 import io
 from io import BufferedReader

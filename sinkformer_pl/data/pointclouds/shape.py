@@ -1,4 +1,4 @@
-"""What a file of one cloud or mesh holds, and the checks that all formats share."""
+"""Hold and check the content of a file of one cloud or mesh, of any format."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
