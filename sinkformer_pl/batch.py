@@ -39,6 +39,11 @@ class Batch(NamedTuple):
     target: Tensor
     index: Tensor  # type: ignore[assignment]
 
+    @property
+    def counted(self) -> Tensor:
+        """(B,) bool: the samples that metrics and predictions are of."""
+        return self.target != UNCOUNTED
+
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Stack sequences of unequal length into one tensor, zeros after the end.

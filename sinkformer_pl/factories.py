@@ -86,13 +86,18 @@ def _made_by(cls: type, name: str) -> type:
     )
 
 
-def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill the defaults into all specs among some values: what their classes take now and didn't when they were saved.
+def with_defaults(values: Mapping[str, Any], cls: type | None = None) -> dict[str, Any]:
+    """Fill in defaults: what classes take now and didn't when the values were saved.
+
+    Args:
+        values: plain data, in which specs are filled in.
+        cls: a class whose arguments the values are; those that they lack are filled in, too.
 
     Raises:
         UserError: a class can't be imported.
     """
-    return {name: _filled(value) for name, value in values.items()}
+    lacking = {} if cls is None else describe(cls)["init_args"]
+    return lacking | {name: _filled(value) for name, value in values.items()}
 
 
 def _filled(value: Any) -> Any:

@@ -26,8 +26,7 @@ from sinkformer_pl.cli.validate import Spec, as_plain, built
 from sinkformer_pl.cli.warning_filters import filter_warnings
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.factories import with_defaults
-from sinkformer_pl.tasks.protocol import arguments_from, monitors_of
+from sinkformer_pl.tasks.protocol import arguments_from, made_with, monitors_of
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.best_checkpoint import BestCheckpoint
 from sinkformer_pl.training.checkpoint_io import use_verified
@@ -255,7 +254,7 @@ class Run:
     def _continued(self) -> Path | None:
         """Return the checkpoint whose folder the command continues: none when another network is trained from it."""
         content = self.settings.content
-        if self.fitting and content and with_defaults(content["hyper_parameters"]) != dict(self.model.hparams):
+        if self.fitting and content and not made_with(content["hyper_parameters"], self.model):
             return None
         return self.settings.checkpoint
 

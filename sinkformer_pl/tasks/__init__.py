@@ -1,7 +1,19 @@
 """Tasks: LightningModules that receive their backbone and their normalization."""
 
 from sinkformer_pl.tasks.classification import Classifier, Prediction
+from sinkformer_pl.tasks.losses import CrossEntropy, FocalLoss, Loss
 from sinkformer_pl.tasks.protocol import Task
 from sinkformer_pl.tasks.schedules import Constant, Schedule, StepDecay, WarmupCosine
 
-__all__ = ["Classifier", "Constant", "Prediction", "Schedule", "StepDecay", "Task", "WarmupCosine"]
+__all__ = [
+    "Classifier",
+    "Constant",
+    "CrossEntropy",
+    "FocalLoss",
+    "Loss",
+    "Prediction",
+    "Schedule",
+    "StepDecay",
+    "Task",
+    "WarmupCosine",
+]

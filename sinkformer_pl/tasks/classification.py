@@ -7,23 +7,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from sinkformer_pl.batch import UNCOUNTED, Batch
+from sinkformer_pl.batch import Batch
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
-from sinkformer_pl.tasks.metrics import Confusion, ExactMean, accuracies, accuracy, mean_accuracy
+from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
+from sinkformer_pl.tasks.metrics import StageMetrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
@@ -60,7 +58,7 @@ class NetworkOutputs(NamedTuple):
 
 
 class Classifier(pl.LightningModule):
-    """A backbone under a normalization, a linear head, cross-entropy.
+    """A backbone under a normalization, a linear head, a loss.
 
     Logs, over each epoch, `loss` and `accuracy` (top-1) as `train/...`, `val/...`, `test/...`; for val and test also
     `accuracy_macro`, the mean over the classes that have samples there; for test also `accuracy_class/NAME` for each
@@ -77,6 +75,7 @@ class Classifier(pl.LightningModule):
         label_smoothing: share of the target spread over all classes, in [0, 1).
         optimizer: makes the optimizer from the parameters that need a gradient when the training starts.
         schedule: makes the learning-rate schedule, stepped after each optimizer step.
+        loss: makes the loss, one of `tasks.losses` or a `Loss` of the user's own.
 
     Raises:
         ValueError: a number out of range, here or in the network; a backbone without `out_dim`.
@@ -97,6 +96,7 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         schedule: ScheduleFactory = Constant,
+        loss: LossFactory = CrossEntropy,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -107,6 +107,7 @@ class Classifier(pl.LightningModule):
         make_normalization = as_factory(normalization, AttentionNormalization)
         self._optimizer = as_factory(optimizer, Optimizer)
         self.schedule: Schedule = as_factory(schedule, Schedule)()
+        make_loss = as_factory(loss, Loss)
         try:
             # Only to have a wrong argument refused now rather than when training starts.
             self._optimizer([nn.Parameter(torch.zeros(1))])
@@ -121,6 +122,7 @@ class Classifier(pl.LightningModule):
                 "label_smoothing": label_smoothing,
                 "optimizer": describe(self._optimizer),
                 "schedule": describe(as_factory(schedule, Schedule)),
+                "loss": describe(make_loss),
             }
         )
         self.label_smoothing = label_smoothing
@@ -129,9 +131,15 @@ class Classifier(pl.LightningModule):
             name = type(self.backbone).__name__
             raise UserError(f"{name}: no out_dim; set self.out_dim, the width of its features, in {name}.__init__")
         self.head = nn.Linear(self.backbone.out_dim, num_classes)
-        self.train_metrics = _metrics("train", num_classes)
-        self.val_metrics = _metrics("val", num_classes)
-        self.test_metrics = _metrics("test", num_classes)
+        # Behind the network, whose parameters come first in an optimizer's state.
+        self.loss: Loss = make_loss()
+        if label_smoothing and not self.loss.takes_label_smoothing:
+            raise UserError(
+                f"model.label_smoothing {label_smoothing}: {type(self.loss).__name__} has none; leave it out"
+            )
+        self.train_metrics = StageMetrics("train", num_classes)
+        self.val_metrics = StageMetrics("val", num_classes)
+        self.test_metrics = StageMetrics("test", num_classes)
         self.confusion: dict[str, Tensor] = {}
         self._steps: int | None = None
 
@@ -180,9 +188,8 @@ class Classifier(pl.LightningModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.inputs, batch.mask)
-        loss = F.cross_entropy(logits, batch.target, label_smoothing=self.label_smoothing)
-        self.train_metrics["loss"].update(loss.detach().expand(len(logits)))
-        self.train_metrics["accuracy"].update(logits.detach(), batch.target)
+        loss = self.loss.mean(logits, batch.target, label_smoothing=self.label_smoothing)
+        self.train_metrics.count(loss.detach(), logits.detach(), batch)
         return loss * self._weight(len(batch.target), batch_idx)
 
     @override
@@ -195,20 +202,20 @@ class Classifier(pl.LightningModule):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        counted = batch.target != UNCOUNTED
-        return Prediction(batch.index[counted], self(batch.inputs, batch.mask)[counted].float().softmax(-1))
+        logits = self(batch.inputs, batch.mask)[batch.counted]
+        return Prediction(batch.index[batch.counted], logits.float().softmax(-1))
 
     @override
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train", self.train_metrics)
+        self._log_epoch(self.train_metrics)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self.val_metrics)
+        self._log_epoch(self.val_metrics)
 
     @override
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test", self.test_metrics)
+        self._log_epoch(self.test_metrics)
 
     def require_constant_rate(self) -> None:
         """Refuse a training whose number of steps isn't known, unless its schedule is `Constant`.
@@ -288,43 +295,19 @@ class Classifier(pl.LightningModule):
         samples = min(after * loader.batch_size, len(loader.sampler)) - first * loader.batch_size  # type: ignore[arg-type]
         return size * parts / samples
 
-    def _evaluate(self, metrics: MetricCollection, batch: Batch) -> None:
+    def _evaluate(self, metrics: StageMetrics, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)
-        losses = F.cross_entropy(logits, batch.target, reduction="none", ignore_index=UNCOUNTED)
-        metrics["loss"].update(losses, batch.target != UNCOUNTED)
-        metrics["confusion"].update(logits, batch.target)
+        # Any class will do for samples that aren't counted.
+        metrics.count(self.loss(logits, batch.target.clamp_min(0)), logits, batch)
 
-    def _log_epoch(self, stage: str, metrics: MetricCollection) -> None:
-        # Counted over all samples of all processes, so that no batch or rank weighs more than its samples.
-        logged = {name.removeprefix(f"{stage}/"): value for name, value in metrics.compute().items()}
-        with torch.inference_mode(False):
-            # States that are made in inference mode could not be added to by a later training in the same process.
-            metrics.reset()
-        if stage != "train":
-            confusion = logged.pop("confusion")
-            self.confusion[stage] = confusion.cpu()
-            logged |= {"accuracy": accuracy(confusion), "accuracy_macro": mean_accuracy(confusion)}
-        if stage == "test":
-            each = zip(self._classes(), accuracies(confusion), strict=True)
-            logged |= {f"accuracy_class/{label}": value for label, value in each if not value.isnan()}
-        for key, value in logged.items():
-            name = f"{stage}/{key}"
+    def _log_epoch(self, metrics: StageMetrics) -> None:
+        for key, value in metrics.figures(self._classes()).items():
+            name = f"{metrics.stage}/{key}"
             self.log(name, value, prog_bar=name in PROGRESS_BAR)
+        if metrics.confusion_matrix is not None:
+            self.confusion[metrics.stage] = metrics.confusion_matrix
 
     def _classes(self) -> Sequence[str]:
         """Names for the metrics of single classes: the data's, or their numbers."""
         names = getattr(getattr(self.trainer, "datamodule", None), "classes", ())
         return names or [str(label) for label in range(self.head.out_features)]
-
-
-def _metrics(stage: str, num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection]
-    if stage == "train":
-        # Nothing is uncounted there, and without a look at the values torchmetrics' own don't wait for the device. The
-        # steps of a training are too many to keep, and another number of processes is another training.
-        share = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        metrics = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": share}
-    else:
-        metrics = {"loss": ExactMean(), "confusion": Confusion(num_classes)}
-    # Groups would share states between metrics by comparing their values at the first batch, a device sync.
-    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)

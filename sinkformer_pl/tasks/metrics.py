@@ -4,14 +4,16 @@ torchmetrics' own, where they are told of samples that aren't counted, look for 
 classes count by `torch.bincount`. Both wait for a GPU at each step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities import dim_zero_cat
 
-from sinkformer_pl.batch import UNCOUNTED
+from sinkformer_pl.batch import UNCOUNTED, Batch
 
 
 class ExactMean(Metric):
@@ -89,3 +91,70 @@ def accuracies(confusion: Tensor) -> Tensor:
 def mean_accuracy(confusion: Tensor) -> Tensor:
     """The mean of `accuracies` over the classes that have samples, float32: balanced accuracy; NaN without samples."""
     return accuracies(confusion).nanmean()
+
+
+class StageMetrics(MetricCollection):
+    """Count what a stage logs at the end of its epochs.
+
+    Attributes:
+        confusion_matrix: (C, C) int64 on the CPU, of the last epoch of validation or test; None before its end, and of
+            the training.
+    """
+
+    def __init__(self, stage: str, num_classes: int) -> None:
+        """Start at nothing.
+
+        Args:
+            stage: "train", "val" or "test", the first part of the names.
+            num_classes: C.
+        """
+        metrics: dict[str, Metric | MetricCollection]
+        if stage == "train":
+            # Nothing is uncounted there, and without a look at the values torchmetrics' own don't wait for the device.
+            # The steps of a training are too many to keep, and another number of processes is another training.
+            share = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+            metrics = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": share}
+        else:
+            metrics = {"loss": ExactMean(), "confusion": Confusion(num_classes)}
+        # Groups would share states between metrics by comparing their values at the first batch, a device sync.
+        super().__init__(metrics, prefix=f"{stage}/", compute_groups=False)
+        self.stage = stage
+        self.confusion_matrix: Tensor | None = None
+
+    def count(self, losses: Tensor, logits: Tensor, batch: Batch) -> None:
+        """Add a batch.
+
+        Args:
+            losses: (B,) of the samples; of a training the mean, ().
+            logits: (B, num_classes).
+            batch: targets, some of which may be uncounted outside of a training.
+        """
+        if self.stage == "train":
+            self["loss"].update(losses.expand(len(logits)))
+            self["accuracy"].update(logits, batch.target)
+        else:
+            self["loss"].update(losses, batch.counted)
+            self["confusion"].update(logits, batch.target)
+
+    def figures(self, classes: Sequence[str]) -> dict[str, Tensor]:
+        """Return what was counted, by name without the stage, and start at nothing again.
+
+        Counted over all samples of all processes, so that no batch or rank weighs more than its samples. A class
+        without samples has no figure of its own.
+
+        Args:
+            classes: names, for the figures of single classes in the test.
+        """
+        found = {name.removeprefix(f"{self.stage}/"): value for name, value in self.compute().items()}
+        with torch.inference_mode(False):
+            # States that are made in inference mode could not be added to by a later training in the same process.
+            self.reset()
+        if self.stage == "train":
+            return found
+        confusion = found.pop("confusion")
+        self.confusion_matrix = confusion.cpu()
+        found |= {"accuracy": accuracy(confusion), "accuracy_macro": mean_accuracy(confusion)}
+        if self.stage == "test":
+            each = zip(classes, accuracies(confusion), strict=True)
+            found |= {f"accuracy_class/{label}": value for label, value in each if not value.isnan()}
+        return found

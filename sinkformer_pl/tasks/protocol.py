@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from sinkformer_pl.factories import with_defaults
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -36,3 +38,14 @@ def arguments_from(data: Any, task: type) -> dict[str, Any]:
         AttributeError: the data lacks one.
     """
     return {name: getattr(data, attribute) for name, attribute in getattr(task, "from_data", {}).items()}
+
+
+def made_with(hyper_parameters: Mapping[str, Any], task: Any) -> bool:
+    """Tell whether a task has the arguments of a checkpoint, which lacks those that its version didn't know.
+
+    Args:
+        hyper_parameters: the checkpoint's.
+        task: a LightningModule; arguments that the checkpoint lacks have their defaults.
+    """
+    now = dict(task.hparams)
+    return with_defaults(hyper_parameters, type(task) if now.keys() - hyper_parameters.keys() else None) == now

@@ -19,6 +19,7 @@ import torch
 
 from sinkformer_pl.cli import main
 from sinkformer_pl.factories import with_defaults
+from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.checkpoint_content import learnt_from
 
 EXACT = bool(os.environ.get("OLDER_RUNS_EXACT"))
@@ -86,7 +87,7 @@ def test_it_is_resumed_to_the_same_weights_and_state(resumed, name):
             re.sub(r"\.attention\.(log_temperature|normalization)\b", r".attention.core.\1", key): value
             for key, value in content["state_dict"].items()
         }
-        content["hyper_parameters"] = with_defaults(content["hyper_parameters"])
+        content["hyper_parameters"] = with_defaults(content["hyper_parameters"], Classifier)
     close(then, now)
 
 
