@@ -1,5 +1,6 @@
 """Print the beginning and the end of a command, from the first process; raise known errors with their remedy."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkformer_pl.data import ClassificationData
-from sinkformer_pl.errors import RunError
+from sinkformer_pl.errors import RunError, UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import differing
+from sinkformer_pl.training.curves import read_curves
 from sinkformer_pl.training.run_folder import CHECKPOINTS
+from sinkformer_pl.training.warning_signs import NEEDED, Progress, warning_sign
 
 REMEDIES = {
     "Early stopping conditioned on metric": "give another monitor",
@@ -78,15 +81,19 @@ def say_what_runs(
 
 
 @rank_zero_only
-def say_what_came_out(folder: Path) -> None:
-    """Print the validation metrics of a training's best checkpoint, and where its files are.
+def say_what_came_out(folder: Path, trainer: pl.Trainer, data: pl.LightningDataModule) -> None:
+    """Print the validation metrics of a training's best checkpoint, where its files are, and signs of a vain one.
 
     Args:
         folder: of the run.
+        trainer: that has trained.
+        data: that it trained on.
     """
     best = folder / CHECKPOINTS / "best.ckpt"
+    epoch: int | None = None
     if best.is_file():
         checkpoint = read_checkpoint(best)
+        epoch = checkpoint["epoch"]
         table = Table("best checkpoint", f"epoch {checkpoint['epoch']}")
         for name, value in sorted(checkpoint[METRICS_KEY].items()):
             table.add_row(name, f"{value:.4f}")
@@ -102,3 +109,19 @@ def say_what_came_out(folder: Path) -> None:
     ):
         if path.exists():
             say(f"{what:7s} {path}")
+    if isinstance(data, ClassificationData) and (sign := warning_sign(_progress(folder, trainer, data, epoch))):
+        say(f"warning: {sign}")
+
+
+def _progress(folder: Path, trainer: pl.Trainer, data: ClassificationData, best: int | None) -> Progress:
+    curves: dict[str, dict[int, float]] = {name: {} for name in NEEDED}
+    with contextlib.suppress(UserError):  # the file is somebody else's
+        curves = read_curves(folder / "metrics.csv", NEEDED)
+    for name in NEEDED:
+        if not curves[name] and name in trainer.callback_metrics:  # other loggers than metrics.csv
+            curves[name] = {trainer.current_epoch: float(trainer.callback_metrics[name])}
+    targets = data.datasets["train"].targets
+    majority = float(targets.bincount().max() / len(targets)) if targets.ndim == 1 else None
+    steps, epochs = trainer.global_step, trainer.current_epoch
+    ended_by = "max_steps" if steps == trainer.max_steps else "max_epochs" if epochs == trainer.max_epochs else None
+    return Progress(steps, epochs, curves, majority, data.num_classes, best, ended_by)

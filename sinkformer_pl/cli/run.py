@@ -70,7 +70,7 @@ def train_or_evaluate(command: str, argv: Sequence[str]) -> None:
         if command != "fit":
             say(WRITTEN[command].format(run.folder))
         elif run.keeps_files:
-            say_what_came_out(run.folder)
+            say_what_came_out(run.folder, run.trainer, run.data)
 
 
 @contextmanager
