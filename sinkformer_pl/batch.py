@@ -5,9 +5,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate, get_worker_info
 
 UNCOUNTED = -100
 """Target of a sample that metrics and predictions leave out, see `Draw.counted`; PyTorch's losses ignore it."""
+
+LARGEST_MESSAGE = 2**20
+"""Bytes of inputs above which a batch leaves a loader's process through shared memory, not as a message.
+
+On two cores of a CPU a batch of 50 kB came in 0.5 ms as a message and in 2.2 ms by shared memory, one of 1 MB in 2.0
+and 2.3 ms, one of 4 MB in 6 and 2.8 ms.
+"""
 
 
 class Sample(NamedTuple):
@@ -55,10 +63,17 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         (B, max N_b, ...) and the (B, max N_b) bool mask of real tokens, None when all lengths are equal.
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     if bool((lengths == lengths[0]).all()):
-        return padded, None
+        return _stacked(sequences), None
+    padded = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def _stacked(sequences: Sequence[Tensor]) -> Tensor:
+    if get_worker_info() is not None and sum(sequence.nbytes for sequence in sequences) > LARGEST_MESSAGE:
+        # In a loader's process this stacks in shared memory, where the batch would be copied to otherwise.
+        return default_collate(list(sequences))
+    return torch.stack(list(sequences))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

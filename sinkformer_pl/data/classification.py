@@ -310,9 +310,11 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
 
 def _renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], now: Sequence[str]) -> None:
-    """Make targets that are places in `before` places of the same names in `now`."""
+    """Make targets that are places in `before` places of the same names in `now`, which has those of all samples."""
     if tuple(before) != tuple(now):
-        places = torch.tensor([now.index(name) for name in before])
+        numbers = {name: place for place, name in enumerate(now)}
+        # A checkpoint that was taken before may have had classes that no sample is of.
+        places = torch.tensor([numbers.get(name, -1) for name in before])
         # Two splits may be one data set.
         for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
             dataset.targets = places[dataset.targets]

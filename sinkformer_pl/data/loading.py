@@ -5,25 +5,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from sinkformer_pl.batch import Batch, Sample, collate
+from sinkformer_pl.batch import LARGEST_MESSAGE, Batch, Sample, collate
 from sinkformer_pl.data.sampling import EpochSampler
-
-LARGEST_MESSAGE = 2**20
-"""Bytes of inputs above which shared memory is the quicker way.
-
-On two cores of a CPU a batch of 50 kB came in 0.5 ms as a message and in 2.2 ms by shared memory, one of 1 MB in 2.0
-and 2.3 ms, one of 4 MB in 6 and 2.8 ms.
-"""
-
 
 MOST_WORKERS = 8
 """Loader processes that are started unasked."""
+
+Parts = TypeVar("Parts", bound=tuple[Any, ...])
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -50,8 +45,7 @@ class ResumableLoader(DataLoader[Sample]):
         """Yield the batches that are left of the epoch."""
         if isinstance(self.sampler, EpochSampler):
             self.sampler.start = self.position() * (self.batch_size or 1)
-        for batch in super().__iter__():
-            yield batch.unpacked() if isinstance(batch, _Message) else batch
+        yield from map(unpacked, super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is the training's; the method tells Lightning that it is kept."""
@@ -62,17 +56,33 @@ class ResumableLoader(DataLoader[Sample]):
 
 
 @dataclass(frozen=True)
-class _Message:
-    """A batch as arrays, which are pickled whole where tensors would move to shared memory."""
+class _Message(Generic[Parts]):
+    """A batch whose tensors are arrays, which are pickled whole where tensors would move to shared memory."""
 
-    arrays: tuple[np.ndarray | None, ...]
+    kind: Callable[..., Parts]
+    parts: tuple[Any, ...]
 
-    def unpacked(self) -> Batch:
-        return Batch(*(None if array is None else torch.from_numpy(array) for array in self.arrays))  # type: ignore[arg-type]
+    def unpacked(self) -> Parts:
+        return self.kind(*(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in self.parts))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Parts:
         """What a loader that pins its batches calls in the thread in which it does."""
-        return Batch(*(None if part is None else part.pin_memory() for part in self.unpacked()))  # type: ignore[arg-type]
+        return self.kind(*(part.pin_memory() if isinstance(part, Tensor) else part for part in self.unpacked()))
+
+
+def packed(batch: Parts) -> Parts | _Message[Parts]:
+    """Make a message of a batch, a named tuple, that is small and made in a loader's process; others stay as they are.
+
+    `unpacked` makes the batch of it again.
+    """
+    if get_worker_info() is None or sum(part.nbytes for part in batch if isinstance(part, Tensor)) > LARGEST_MESSAGE:
+        return batch
+    return _Message(type(batch), tuple(part.numpy() if isinstance(part, Tensor) else part for part in batch))
+
+
+def unpacked(batch: Any) -> Any:
+    """Return the batch of what a loader with `packed` gives."""
+    return batch.unpacked() if isinstance(batch, _Message) else batch
 
 
 def default_workers(processes: int) -> int:
@@ -84,11 +94,8 @@ def default_workers(processes: int) -> int:
     return max(0, min(MOST_WORKERS, usable // max(processes, 1) - 1))
 
 
-def _collate(samples: Sequence[Sample]) -> Batch | _Message:
-    batch = collate(samples)
-    if get_worker_info() is None or batch.inputs.nbytes > LARGEST_MESSAGE:
-        return batch
-    return _Message(tuple(None if part is None else part.numpy() for part in batch))
+def _collate(samples: Sequence[Sample]) -> Batch | _Message[Batch]:
+    return packed(collate(samples))
 
 
 def heed_the_training_alone(worker: int) -> None:

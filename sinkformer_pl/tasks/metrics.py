@@ -43,7 +43,9 @@ class ExactMean(Metric):
         self.counted.append(torch.ones_like(values, dtype=torch.bool) if counted is None else counted)
 
     def compute(self) -> Tensor:
-        """The mean, a float32 scalar; NaN without values."""
+        """The mean, a float32 scalar; NaN without values, or before any update."""
+        if isinstance(self.values, list) and not self.values:
+            return torch.tensor(torch.nan, device=self.device)
         return dim_zero_cat(self.values)[dim_zero_cat(self.counted)].sort().values.mean()
 
 

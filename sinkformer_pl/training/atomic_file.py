@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO, overload
 
@@ -15,8 +15,10 @@ def replacing(path: Path, mode: Literal["wb"]) -> AbstractContextManager[IO[byte
 def replacing(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[Any]:
     """Open a new file, text by default, which gets the name `path` when the block ends well; its folder is made.
 
-    A process that is killed leaves the old file or the new one; a block that fails, the old one alone.
+    A process that is killed leaves the old file or the new one; a block that fails, the old one alone, and no folder
+    that was made for it.
     """
+    new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -26,3 +28,6 @@ def replacing(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[Any]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+        for folder in new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()

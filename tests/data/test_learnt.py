@@ -144,6 +144,17 @@ def test_a_class_that_the_checkpoint_does_not_know_is_named(tmp_path):
         table(tmp_path / "there").restore(checkpoint)
 
 
+def test_a_second_checkpoint_may_know_fewer_classes(tmp_path):
+    first = checkpoint_of(table(tmp_path / "abc"), tmp_path / "x.ckpt")
+    second = checkpoint_of(table(tmp_path / "ba", classes="ba"), tmp_path / "y.ckpt")
+    data = table(tmp_path / "there", classes="ab")
+    data.setup()
+    before = {name: label for name, (_, label) in shown(data).items()}
+    for checkpoint in (first, second):
+        data.restore(checkpoint)
+        assert {name: label for name, (_, label) in shown(data).items()} == before
+
+
 def test_constants_that_a_checkpoint_lacks_are_computed_with_a_word(tmp_path):
     checkpoint = {CLASSES_KEY: ["a", "b", "c"]}
     with pytest.raises(UserError, match="the checkpoint doesn't say how its inputs are made"):

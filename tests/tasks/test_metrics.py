@@ -36,6 +36,12 @@ def test_what_is_not_finite_shows():
     assert mean([[1.0, float("inf")]]).isposinf()
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_a_mean_of_nothing_is_no_number():
+    assert mean([]).isnan()
+    assert mean([[]]).isnan()
+
+
 def test_values_that_are_not_counted_are_left_out():
     metric = ExactMean()
     metric.update(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))

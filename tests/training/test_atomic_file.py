@@ -15,3 +15,9 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
         file.writelines(["a part", None])
     assert path.read_text() == "second"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(FileExistsError), replacing(tmp_path / "new/deeper/a.json"):
+        (tmp_path / "new/b").mkdir(exist_ok=(tmp_path / "new/b").touch())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new", tmp_path / "new/b"]
