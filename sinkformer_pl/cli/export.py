@@ -21,7 +21,6 @@ from sinkformer_pl.inference import TrainedModel, load
 from sinkformer_pl.inference.export import TOKENIZER, Example, export
 from sinkformer_pl.inference.inputs import prepare
 from sinkformer_pl.inference.sources import Sources
-from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder
 from sinkformer_pl.training.signals import StopSignals
 
@@ -46,10 +45,9 @@ def run(argv: Sequence[str]) -> None:
     options = _parse(argv)
     path = options.output or Path(f"model{SUFFIXES[options.format]}")
     _require_output(path, options)
-    load_plugins(module_names(options.plugins))
     checkpoint = find_checkpoint(options.ckpt_path, local_folder(DEFAULT_ROOT), options.name)
     with handled_signals() as signals:
-        model = load(checkpoint, device="cpu")
+        model = load(checkpoint, device="cpu", plugins=module_names(options.plugins))
         _require_room_beside(path, model, options)
         source = ", ".join(options.paths) or "the test part of its data"
         batches = list(_own(options.paths, model) if options.paths else _of_data(checkpoint, options, signals))
@@ -107,7 +105,7 @@ def _require_room_beside(path: Path, model: TrainedModel, options: argparse.Name
 
 def _own(paths: Sequence[str], model: TrainedModel) -> Iterator[Example]:
     """Make batches of files."""
-    items = Sources(paths, model.preprocessing.kind, model.classes).items()
+    items = Sources(paths, model.preprocessing.kind, model.classes, text=model.text_column).items()
     for batch in _batches(list(islice(items, SAMPLES))):
         prepared = prepare(batch, model.preprocessing)
         if error := next(filter(None, prepared.errors), None):

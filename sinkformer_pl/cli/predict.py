@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -9,24 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sinkformer_pl.cli.layers import lookup, module_names
+from sinkformer_pl.cli.layers import module_names
 from sinkformer_pl.cli.option_parser import OptionParser, at_least
 from sinkformer_pl.cli.run import handled_signals, train_or_evaluate
 from sinkformer_pl.cli.settings import RunSettings
 from sinkformer_pl.data.loading import default_workers
+from sinkformer_pl.data.table import TABLE_SUFFIXES
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference import TrainedModel, load
+from sinkformer_pl.inference.devices import devices_from
 from sinkformer_pl.inference.exported import READERS
-from sinkformer_pl.inference.sources import STANDARD_INPUT, Sources
-from sinkformer_pl.inference.stream import Answered, Tally, answers, devices_for
+from sinkformer_pl.inference.sources import STANDARD_INPUT, Sources, is_table
+from sinkformer_pl.inference.stream import Answered, Tally, answers
 from sinkformer_pl.inference.writers import arrays_writer, csv_writer, features_writer, require_format, table_writer
-from sinkformer_pl.normalizations import load_plugins
-from sinkformer_pl.training.checkpoint_content import CONFIG_KEY
-from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder
 
 STANDARD_OUTPUT = "-"
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     if not options.paths:
         train_or_evaluate("predict", rest)
         return
-    with handled_signals():
+    with handled_signals(), _until_nobody_reads():
         _predict(options)
 
 
@@ -91,7 +91,9 @@ def _parser() -> OptionParser:
     parser.add_argument("--features", type=Path, help="an .npz file for what the head classifies: features (n, D)")
     parser.add_argument("--attention", type=Path, help="an .npz file: ROW/LAYER (heads, queries, keys)")
     parser.add_argument("--skip_broken", action="store_true", help="a broken input is a row with its error")
-    parser.add_argument("--lines", action="store_true", help="each line of a text file is a text")
+    parser.add_argument(
+        "--lines", action="store_true", help="each line of a text file is a text, of those in folders too"
+    )
     parser.add_argument("--text", help="column of the texts in tables (that of the training data, or text)")
     parser.add_argument("--label", help="column of labels in tables, for the accuracy")
     parser.add_argument("--batch_size", type=at_least(1), default=32, help="inputs in the network at once (32)")
@@ -103,15 +105,17 @@ def _parser() -> OptionParser:
 
 def _predict(options: argparse.Namespace) -> None:
     _require_outputs(options)
-    load_plugins(module_names(options.plugins))
     if options.ckpt_path is None:
         raise UserError("predict needs the weights of a trained model: give --ckpt_path PATH")
     checkpoint = find_checkpoint(options.ckpt_path, local_folder(DEFAULT_ROOT), options.name)
     program = checkpoint.suffix in READERS
-    devices = [torch.device("cpu")] if program and options.device is None else devices_for(options.device)
-    model = load(checkpoint, device=devices[0])
+    try:
+        devices = devices_from("cpu" if program and options.device is None else options.device)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
+    model = load(checkpoint, device=devices[0], plugins=module_names(options.plugins))
     models = [model.on(device) for device in devices]
-    sources = _sources(options, model, checkpoint)
+    sources = _sources(options, model)
     workers = options.workers
     if workers is None:
         piped = STANDARD_INPUT in options.paths
@@ -135,6 +139,17 @@ def _predict(options: argparse.Namespace) -> None:
         if not tally.inputs:
             raise UserError(f"{', '.join(options.paths)}: nothing to predict on; give inputs")
     _say(tally, options)
+
+
+@contextlib.contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End in silence when the reader of a pipe has enough, as head has."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _require_outputs(options: argparse.Namespace) -> None:
@@ -161,20 +176,27 @@ def _require_outputs(options: argparse.Namespace) -> None:
         raise UserError(f"--workers {options.workers}: standard input is read by one process; leave it out")
 
 
-def _sources(options: argparse.Namespace, model: TrainedModel, checkpoint: Path) -> Sources:
+def _sources(options: argparse.Namespace, model: TrainedModel) -> Sources:
     kind = model.preprocessing.kind
-    if kind != "texts":
-        for option in ("lines", "text", "label"):
-            if getattr(options, option):
-                raise UserError(f"--{option}: of texts, and the model is of {kind}; leave it out")
-    exported = checkpoint.suffix in (*READERS, ".safetensors")
-    trained = lookup({} if exported else read_checkpoint(checkpoint).get(CONFIG_KEY) or {}, "data.init_args.text")
+    tables = sum(is_table(path) for path in options.paths)
+    for option in ("lines", "text", "label"):
+        if not getattr(options, option):
+            continue
+        if kind != "texts":
+            raise UserError(f"--{option}: of texts, and the model is of {kind}; leave it out")
+        if option != "lines" and not tables:
+            raise UserError(
+                f"--{option} {getattr(options, option)}: a column, and no input is a table "
+                f"({', '.join(TABLE_SUFFIXES)}); leave it out"
+            )
+        if option == "lines" and tables == len(options.paths):
+            raise UserError("--lines: of other files than tables, and all inputs are tables; leave it out")
     return Sources(
         options.paths,
         kind,
         model.classes,
         lines=options.lines,
-        text=options.text or (trained if isinstance(trained, str) else "text"),
+        text=options.text or model.text_column,
         label=options.label,
     )
 
@@ -188,8 +210,9 @@ def _outputs(options: argparse.Namespace, model: TrainedModel, top: int) -> Iter
             table = csv_writer(sys.stdout, top, extra)
         else:
             table = stack.enter_context(table_writer(Path(options.output), top=top, extra=extra))
-        features = stack.enter_context(features_writer(options.features)) if options.features else None
         attention = stack.enter_context(arrays_writer(options.attention)) if options.attention else None
+        # The last that is opened is the first that is closed, which is where most of these are written.
+        features = stack.enter_context(features_writer(options.features)) if options.features else None
         written = 0
 
         def write(answered: Answered) -> None:

@@ -1,6 +1,7 @@
 """Write a trained model for use without this package, and compare what was written with it."""
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -91,12 +92,14 @@ def export(model: TrainedModel, path: Path, batches: Sequence[Example]) -> float
                 f"{path}: its outputs differ from the model's by {difference:.1e}, more than {TOLERANCE:.0e}, so it "
                 "isn't kept; choose another format"
             )
-        temporary.replace(path)
+        with contextlib.ExitStack() as beside:
+            if isinstance(model.preprocessing, TextPreprocessing):
+                file = beside.enter_context(replacing(path.with_name(TOKENIZER)))
+                file.write(model.preprocessing.tokenizer)
+                file.flush()
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if isinstance(model.preprocessing, TextPreprocessing):
-        with replacing(path.with_name(TOKENIZER)) as file:
-            file.write(model.preprocessing.tokenizer)
     return difference
 
 
@@ -108,6 +111,8 @@ def _metadata(model: TrainedModel, network: Classifier) -> dict[str, str]:
         "tokens": network.backbone.token_limits,
         "out_dim": network.backbone.out_dim,
         "hyper_parameters": dict(network.hparams),
+        "plugins": list(model.plugins),
+        "text_column": model.text_column,
         "versions": {name: version(name) for name in ("sinkformer_pl", "torch")},
     }
     return {KEY: json.dumps(described, ensure_ascii=False)}
@@ -122,7 +127,10 @@ def _write_safetensors(network: Classifier, path: Path, metadata: dict[str, str]
 
 
 def _write_program(network: Classifier, path: Path, metadata: dict[str, str], example: Example) -> None:
-    torch.export.save(_program(network, example), path, extra_files=metadata)
+    # Given a path it hides why a file can't be written, such as a full disk.
+    written = io.BytesIO()
+    torch.export.save(_program(network, example), written, extra_files=metadata)
+    path.write_bytes(written.getbuffer())
 
 
 def _write_onnx(network: Classifier, path: Path, metadata: dict[str, str], example: Example) -> None:

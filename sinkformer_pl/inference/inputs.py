@@ -20,13 +20,15 @@ class Item(NamedTuple):
 
     Attributes:
         name: for results and messages.
-        raw: a path, text, image or array, as the preprocessing takes it; or the error that ended the source.
+        raw: a path, text, image or array, as the preprocessing takes it; or what is wrong with it, a `UserError`.
         label: its class, where that is known.
+        last: whether it is an error that ended the source.
     """
 
     name: str
     raw: Any
     label: str | None = None
+    last: bool = False
 
 
 class Prepared(NamedTuple):
@@ -61,7 +63,7 @@ def prepare(items: Sequence[Item], preprocessing: Preprocessing) -> Prepared:
             # Of an array that is one of a file's, its own message doesn't say which.
             text = str(error)
             errors.append(text if text.startswith(item.name) else f"{item.name}: {text}")
-    fatal = bool(items) and isinstance(items[-1].raw, UserError)
+    fatal = bool(items) and items[-1].last
     kept = [item._replace(raw=None) for item in items]
     return Prepared(kept, errors, fatal, *(pad(inputs) if inputs else (None, None)))
 
@@ -74,14 +76,23 @@ def items_from(inputs: Any, kind: str) -> Iterator[Item]:
             model of texts and paths for any other.
         kind: of the preprocessing.
     """
-    single = isinstance(inputs, str | Path | Image.Image) or (
-        isinstance(inputs, np.ndarray | Tensor) and inputs.ndim <= _DIMENSIONS.get(kind, 0)
+    single = isinstance(inputs, str | bytes | Path | Image.Image) or (
+        inputs.ndim <= _DIMENSIONS.get(kind, 0) if isinstance(inputs, np.ndarray | Tensor) else not _is_iterable(inputs)
     )
     listed: Iterable[Any] = [inputs] if single else inputs
     for place, raw in enumerate(listed):
         if isinstance(raw, str) and kind != "texts":
             raw = Path(raw)
         yield Item(str(raw) if isinstance(raw, Path) else f"{place}", raw)
+
+
+def _is_iterable(inputs: Any) -> bool:
+    # Not by its type: what has a __getitem__ alone, as many data sets, is iterable, too.
+    try:
+        iter(inputs)
+    except TypeError:
+        return False
+    return True
 
 
 def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -1,8 +1,9 @@
 """A trained model with everything between a raw input and a named class."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from sinkformer_pl.diagnostics.tokens import tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
 from sinkformer_pl.inference.attention import Attention, speller
+from sinkformer_pl.inference.devices import device_from
 from sinkformer_pl.inference.exported import READERS, ExportedNetwork, open_exported, read_weights
 from sinkformer_pl.inference.inputs import Prepared, in_batches, items_from, prepare
 from sinkformer_pl.inference.results import Predictions, ranked
@@ -46,20 +48,29 @@ class TrainedModel:
         classes: class names in the order of its outputs.
         preprocessing: makes the network's input of a raw one.
         device: of the network.
+        plugins: modules that its classes need.
+        text_column: of the texts in the tables that it was trained on.
     """
 
     def __init__(
-        self, network: Classifier | ExportedNetwork, learnt: Learnt, device: torch.device | str | None = None
+        self,
+        network: Classifier | ExportedNetwork,
+        learnt: Learnt,
+        device: torch.device | str | None = None,
+        *,
+        plugins: Sequence[str] = (),
+        text_column: str = "text",
     ) -> None:
         """Move the network to a device; None is the GPU if there is one, else the CPU."""
         self.network = network
         if isinstance(network, ExportedNetwork):
             self.device, self.out_dim = torch.device("cpu"), network.out_dim
         else:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.device = device_from(device)
             self.out_dim = network.backbone.out_dim
             network.eval().to(self.device)
         self.classes, self.preprocessing = learnt.classes, learnt.preprocessing
+        self.plugins, self.text_column = tuple(plugins), text_column
 
     def predict(self, inputs: Any, *, top: int | None = None, batch_size: int = 32) -> Predictions:
         """Return the classes of inputs with their probabilities.
@@ -72,8 +83,9 @@ class TrainedModel:
             batch_size: how many go through the network at once; ragged ones are padded.
 
         Raises:
-            UserError: an input that can't be read, or that is none for this model.
+            UserError: an input that can't be read, or that is none for this model; a number that isn't 1 or more.
         """
+        _require_count("top", top)
         batches = [
             ranked(names, self.classes, outputs.probabilities, top)
             for names, outputs in self._outputs(inputs, batch_size)
@@ -124,11 +136,12 @@ class TrainedModel:
         """Return a copy on another device, or the model itself on its own."""
         if device == self.device or isinstance(self.network, ExportedNetwork):
             return self
-        return TrainedModel(copy.deepcopy(self.network), Learnt(self.classes, self.preprocessing), device)
+        learnt = Learnt(self.classes, self.preprocessing)
+        network = copy.deepcopy(self.network)
+        return TrainedModel(network, learnt, device, plugins=self.plugins, text_column=self.text_column)
 
     def _outputs(self, inputs: Any, batch_size: int) -> Iterator[tuple[list[str], Outputs]]:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: give 1 or more")
+        _require_count("batch_size", batch_size)
         for items in in_batches(items_from(inputs, self.preprocessing.kind), batch_size):
             prepared = _sound(prepare(items, self.preprocessing))
             yield [item.name for item in items], self.run(prepared)
@@ -154,7 +167,7 @@ class TrainedModel:
         return f"<p>{escape(repr(self))}</p>"
 
 
-def load(path: str | Path, *, device: torch.device | str | None = None) -> TrainedModel:
+def load(path: str | Path, *, device: torch.device | str | None = None, plugins: Sequence[str] = ()) -> TrainedModel:
     """Load a trained classifier with everything that it needs for new inputs.
 
         model = sinkformer_pl.load("best.ckpt")
@@ -167,25 +180,28 @@ def load(path: str | Path, *, device: torch.device | str | None = None) -> Train
             of the command `export`.
         device: where the network runs; None is the GPU if there is one, else the CPU. Programs (.pt2, .onnx) run on
             the CPU.
+        plugins: modules with classes of your own, imported before those that the checkpoint names.
 
     Raises:
         UserError: no such file, a damaged one, a checkpoint of another task, or an older one without the preprocessing;
-            a program on another device.
+            no such device, or a program on another one than the CPU.
     """
     path = Path(path)
     if path.suffix in READERS:
-        if device is not None and torch.device(device).type != "cpu":
+        if device is not None and device_from(device).type != "cpu":
             raise UserError(f"{path}: runs on the CPU, not on {device}; load the checkpoint or .safetensors file there")
         program = open_exported(path)
-        return TrainedModel(program, learnt_of(program.about))
+        return TrainedModel(program, learnt_of(program.about), text_column=program.about.get("text_column", "text"))
     if path.suffix == ".safetensors":
-        weights, about = read_weights(path)
-        content, known = {"state_dict": weights, "hyper_parameters": about["hyper_parameters"]}, about
+        weights, known = read_weights(path)
+        content = {"state_dict": weights, "hyper_parameters": known["hyper_parameters"]}
+        needed, column = known.get("plugins", []), known.get("text_column", "text")
     else:
         content = read_checkpoint(path)
         known = learnt_from(content)
-    plugins = (content.get(CONFIG_KEY) or {}).get("plugins") or []
-    load_plugins([plugins] if isinstance(plugins, str) else plugins)
+        needed, column = _remembered(content.get(CONFIG_KEY) or {})
+    needed = list(dict.fromkeys([*plugins, *needed]))
+    load_plugins(needed)
     require_task(content, Classifier, path)
     try:
         learnt = learnt_of(known)
@@ -194,7 +210,20 @@ def load(path: str | Path, *, device: torch.device | str | None = None) -> Train
     network = Classifier(**content["hyper_parameters"])
     require_match(content, network, path)
     network.load_state_dict(content["state_dict"])
-    return TrainedModel(network, learnt, device)
+    return TrainedModel(network, learnt, device, plugins=needed, text_column=column)
+
+
+def _remembered(config: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the plugins and the column of texts in a training's configuration."""
+    plugins, data = config.get("plugins") or [], config.get("data")
+    arguments = (data.get("init_args") if isinstance(data, Mapping) else None) or {}
+    column = arguments.get("text")
+    return [plugins] if isinstance(plugins, str) else plugins, column if isinstance(column, str) else "text"
+
+
+def _require_count(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
+        raise UserError(f"{name} is {value!r}: give a whole number, 1 or more")
 
 
 def _sound(prepared: Prepared) -> Prepared:

@@ -20,8 +20,6 @@ STANDARD_INPUT = "-"
 ENDINGS: dict[str, Sequence[str]] = {"images": IMG_EXTENSIONS, "texts": (".txt",), "point clouds": SUFFIXES}
 """Of the files in folders, by the kind of inputs; a file that is named itself may be called as it likes."""
 
-REMEDY = "name it by --text, or --label"
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -31,7 +29,7 @@ class Sources:
         paths: files and folders, or "-" for standard input: a text in each line, or a path for other inputs.
         kind: of the model's preprocessing.
         classes: of the model; the nearest folder of such a name labels a file in a folder.
-        lines: whether each line of a text file is a text.
+        lines: whether each line of a text file, in folders too, is a text.
         text: column of the texts in tables.
         label: column of labels; None for no labels.
     """
@@ -53,25 +51,36 @@ class Sources:
             for path in self.paths:
                 yield from self._items(path, warn)
         except UserError as error:
-            yield Item("", error)
+            yield Item("", error, last=True)
 
     def _items(self, name: str, warn: bool) -> Iterator[Item]:
-        path = Path(name)
         if name == STANDARD_INPUT:
-            for number, line in _lines(sys.stdin.buffer, "standard input"):
-                yield Item(f"{name}:{number}", line) if self.kind == "texts" else Item(line, Path(line))
-        elif is_folder(path):
-            yield from self._in_folder(path, warn)
-        elif self.kind == "texts" and path.suffix.lower() in TABLE_SUFFIXES:
-            yield from self._in_table(path)
-        elif self.kind == "texts" and self.lines:
-            with open_file(path) as file:
-                for number, line in _lines(file, name):
-                    yield Item(f"{name}:{number}", line)
-        elif path.suffix.lower() == ".npy":
-            yield from self._in_array(path)
+            yield from self._in_standard_input(warn)
+        elif is_folder(Path(name)):
+            yield from self._in_folder(Path(name), warn)
+        elif self.kind == "texts" and is_table(name):
+            yield from self._in_table(Path(name))
+        elif self.kind != "texts" and Path(name).suffix.lower() == ".npy":
+            yield from self._in_array(Path(name))
         else:
-            yield Item(name, path)
+            yield from self._in_file(Path(name))
+
+    def _in_standard_input(self, warn: bool) -> Iterator[Item]:
+        for number, line in _lines(sys.stdin.buffer, "standard input"):
+            if self.kind == "texts":
+                yield Item(f"{STANDARD_INPUT}:{number}", line)
+            elif line in ("", STANDARD_INPUT):
+                yield Item(f"{STANDARD_INPUT}:{number}", UserError(f"{line!r} is no file; give a path in each line"))
+            else:
+                yield from self._items(line, warn)
+
+    def _in_file(self, path: Path, label: str | None = None) -> Iterator[Item]:
+        if self.lines:
+            with open_file(path) as file:
+                for number, line in _lines(file, str(path)):
+                    yield Item(f"{path}:{number}", line, label)
+        else:
+            yield Item(str(path), path, label)
 
     def _in_folder(self, folder: Path, warn: bool) -> Iterator[Item]:
         used, left_out, first = 0, 0, ""
@@ -79,7 +88,8 @@ class Sources:
             if file.name.lower().endswith(tuple(ENDINGS[self.kind])):
                 used += 1
                 places = [folder.resolve().name, *file.parent.relative_to(folder).parts]
-                yield Item(str(file), file, next((place for place in reversed(places) if place in self.classes), None))
+                label = next((place for place in reversed(places) if place in self.classes), None)
+                yield from self._in_file(file, label)
             else:
                 left_out, first = left_out + 1, first or str(file.relative_to(folder))
         endings = ", ".join(ENDINGS[self.kind])
@@ -98,15 +108,25 @@ class Sources:
             yield Item(f"{path}:{line}", cells[self.text], str(label).strip() if known else None)
 
     def _in_array(self, path: Path) -> Iterator[Item]:
-        open_file(path).close()
         try:
+            open_file(path).close()
             # One sample at a time is read from the disk.
             array = np.load(path, mmap_mode="r")
+        except UserError as error:
+            yield Item(str(path), error)
+            return
         except Exception as error:
-            raise UserError(f"{path}: cannot be read ({cause(error)}); give a complete .npy file") from None
+            problem = UserError(f"{path}: cannot be read ({cause(error)}); give a complete .npy file")
+            yield Item(str(path), problem)
+            return
         several = array.ndim == 3 if self.kind == "point clouds" else array.ndim == 4
         for place, sample in enumerate(array if several else [array]):
             yield Item(f"{path}:{place}" if several else str(path), np.asarray(sample))
+
+
+def is_table(path: str) -> bool:
+    """Tell whether a file of texts is a table, by its suffix."""
+    return Path(path).suffix.lower() in TABLE_SUFFIXES and not is_folder(Path(path))
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:

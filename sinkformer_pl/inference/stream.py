@@ -3,12 +3,11 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sinkformer_pl.data.loading import heed_the_training_alone
+from sinkformer_pl.data.loading import heed_the_training_alone, packed, unpacked
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference.inputs import Prepared, in_batches, prepare
@@ -102,13 +101,13 @@ def answers(
     loader = DataLoader(
         _Batches(sources, models[0].preprocessing, batch_size),
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=packed,
         num_workers=workers,
         worker_init_fn=heed_the_training_alone,
         pin_memory=models[0].device.type == "cuda",
     )
     pending: deque[tuple[Prepared, Outputs | None]] = deque()
-    for number, prepared in enumerate(loader):
+    for number, prepared in enumerate(map(unpacked, loader)):
         model = models[number % len(models)]
         pending.append((prepared, None if prepared.inputs is None else model.run(prepared)))
         if len(pending) >= len(models):
@@ -129,10 +128,6 @@ class _Batches(IterableDataset[Prepared]):
         for batch, items in enumerate(in_batches(self.sources.items(warn=place == 0), self.size)):
             if batch % number == place:
                 yield prepare(items, self.preprocessing)
-
-
-def _as_it_is(prepared: Any) -> Any:
-    return prepared
 
 
 def _finished(
@@ -156,21 +151,3 @@ def _finished(
     yield Answered(prepared, outputs, rows)
     if stop is not None:
         raise UserError(stop)
-
-
-def devices_for(wanted: str | None) -> list[torch.device]:
-    """Return the devices of an option: all GPUs by default, or the CPU where there is none.
-
-    Raises:
-        UserError: no such device.
-    """
-    if wanted is None:
-        number = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return [torch.device("cuda", place) for place in range(number)] or [torch.device("cpu")]
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"--device {wanted}: {why}; give cpu, or a GPU that PyTorch sees") from None
-    return [device]

@@ -78,6 +78,23 @@ def test_weights_bring_the_whole_model(checkpoints, tmp_path, kind):
     assert (tmp_path / "tokenizer.json").exists() == (kind == "text")
 
 
+def test_weights_bring_their_plugins_and_the_column_of_texts(checkpoints, tmp_path, monkeypatch):
+    (tmp_path / "brings_nothing.py").write_text("LOADED = True")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    content = torch.load(checkpoints["text"], weights_only=True)
+    content["sinkformer_pl_config"] = {"plugins": ["brings_nothing"], "data": {"init_args": {"text": "review"}}}
+    torch.save(content, tmp_path / "x.ckpt")
+    model = sinkformer_pl.load(tmp_path / "x.ckpt", device="cpu")
+    export(model, tmp_path / "model.safetensors", batches_of("text"))
+    monkeypatch.delitem(sys.modules, "brings_nothing")
+    again = sinkformer_pl.load(tmp_path / "model.safetensors", device="cpu")
+    assert "brings_nothing" in sys.modules
+    assert again.plugins == ("brings_nothing",)
+    assert again.text_column == "review"
+    with pytest.raises(UserError, match="--plugins nowhere: no module"):
+        sinkformer_pl.load(tmp_path / "model.safetensors", plugins=["nowhere"])
+
+
 def test_a_program_runs_without_the_package(checkpoints, tmp_path):
     model = sinkformer_pl.load(checkpoints["image"], device="cpu")
     assert export(model, tmp_path / "model.pt2", batches_of("image")) < TOLERANCE

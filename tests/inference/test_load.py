@@ -154,6 +154,31 @@ def test_what_is_no_input_is_refused_in_one_line(checkpoints, kind, given, messa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "call", "message"),
+    [
+        ("text", lambda model: model.predict(None), "0: a NoneType; give text"),
+        ("text", lambda model: model.predict(b"bytes"), "0: a bytes; give text"),
+        ("image", lambda model: model.predict(3), "0: a int; give a path, an image"),
+        ("cloud", lambda model: model.features(None), "0: a NoneType; give a path, an array"),
+        ("text", lambda model: model.predict("fine", top=-1), "top is -1: give a whole number, 1 or more"),
+        ("text", lambda model: model.predict("fine", top=0), "top is 0: give"),
+        ("text", lambda model: model.predict("fine", batch_size=0), "batch_size is 0: give"),
+        ("text", lambda model: model.features("fine", batch_size="3"), "batch_size is '3': give"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_one_line(checkpoints, kind, call, message):
+    with pytest.raises(UserError, match=message) as error:
+        call(load(checkpoints[kind], device="cpu"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_not_there_is_one_line(checkpoints):
+    for device in ("foo", "cuda:77", "meta", 1.5):
+        with pytest.raises(UserError, match=f"device {device}: .*; give cpu, or a GPU"):
+            load(checkpoints["text"], device=device)
+
+
 def test_checkpoints_that_are_no_such_model_are_named(checkpoints, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.ckpt: no such file"):
         load("nowhere.ckpt")

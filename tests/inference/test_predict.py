@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
+import resource
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -91,6 +94,34 @@ def test_texts_of_tables_lines_and_standard_input_with_labels(checkpoints, run, 
     assert "9 predictions: standard output" in err
 
 
+def test_lines_of_the_files_in_folders(checkpoints, run, tmp_path):
+    for name, good in (("pos", True), ("neg", False)):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "a.txt").write_text("\n".join(words(good, i) for i in range(3)))
+    out, err = run("--ckpt_path", checkpoints["text"], "x", "--lines", "--output", "-")
+    rows = table(out)
+    assert [row["name"] for row in rows] == [f"x/{name}/a.txt:{line}" for name in ("neg", "pos") for line in (1, 2, 3)]
+    assert [row["class"] for row in rows] == ["neg"] * 3 + ["pos"] * 3
+    assert "accuracy 1.0000: 6 of 6" in err
+
+
+def test_paths_of_standard_input_are_taken_as_arguments_are(checkpoints, run, tmp_path, monkeypatch):
+    for i in range(3):
+        cloud(tmp_path / f"x/{'flat' if i else 'round'}/{i}.xyz", bool(i), i)
+    points = np.random.default_rng(0).normal(size=(2, 30, 3))
+    np.save(tmp_path / "several.npy", points)
+    (tmp_path / "broken.npy").write_text("1")
+    listed = ["x", "several.npy", "", "broken.npy", "x/flat/1.xyz", "nowhere.ply"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(listed).encode())))
+    out, err = run("--ckpt_path", checkpoints["cloud"], "-", "--output", "-", "--skip_broken", "--batch_size", "2")
+    rows = table(out)
+    names = ["x/flat/1.xyz", "x/flat/2.xyz", "x/round/0.xyz", "several.npy:0", "several.npy:1"]
+    assert [row["name"] for row in rows] == [*names, "-:3", "broken.npy", "x/flat/1.xyz", "nowhere.ply"]
+    assert [bool(row["error"]) for row in rows] == [False] * 5 + [True, True, False, True]
+    assert "give a path in each line" in rows[5]["error"]
+    assert "accuracy 1.0000: 3 of 3" in err
+
+
 def test_the_column_of_the_training_is_the_default(checkpoints, run, tmp_path):
     (tmp_path / "t.csv").write_text("text\na good and fine thing\n")
     out, _ = run("--ckpt_path", checkpoints["text"], "t.csv", "--output", "-")
@@ -168,6 +199,40 @@ def test_a_broken_file_stops_it_after_what_came_before(checkpoints, run, fail, t
     assert [bool(row["error"]) for row in rows] == [False, False, False, True, False]
 
 
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(checkpoints, fail, tmp_path):
+    for i in range(40):
+        cloud(tmp_path / f"x/{i}.npy", i % 2 == 0, i)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        for output in ("new/x.csv", "x.jsonl", "x.parquet"):
+            message = fail("--ckpt_path", checkpoints["cloud"], "x", "--output", output, "--batch_size", "8")
+            assert "File too large; free some space" in message
+        # The rows have room; what else is written at the end hasn't.
+        for option in ("--features", "--attention"):
+            arguments = [option, "new/x.npz", "--batch_size", "8"]
+            assert "File too large" in fail(
+                "--ckpt_path", checkpoints["cloud"], *(f"x/{i}.npy" for i in range(20)), *arguments
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_who_reads_a_pipe_may_have_enough(checkpoints, run, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    photo(tmp_path / "a.png", True, 0)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(SystemExit) as exit_:
+        run("--ckpt_path", checkpoints["image"], "a.png", "--output", "-")
+    assert exit_.value.code == 128 + signal.SIGPIPE
+
+
 def test_an_output_that_is_there_is_kept_unless_asked(checkpoints, run, fail, tmp_path):
     photo(tmp_path / "a.png", True, 0)
     (tmp_path / "predictions.csv").write_text("mine")
@@ -211,6 +276,10 @@ def test_a_full_disk_is_one_line(checkpoints, tmp_path):
         ("image", None, ["x", "--top", "0"], "--top 0: give 1 or more"),
         ("image", None, ["x", "--device", "gpu7"], "--device gpu7"),
         ("image", None, ["-", "--workers", "2"], "--workers 2: standard input is read by one process"),
+        ("text", lambda p: p.write_text("fine"), ["x", "--text", "y"], "--text y: a column, and no input is a table"),
+        ("text", lambda p: p.write_text("fine"), ["x", "--label", "y"], "--label y: a column, and no input is a table"),
+        ("text", None, ["x.csv", "--lines"], "--lines: of other files than tables"),
+        ("image", lambda p: p.write_text("<html>"), ["x", "--output", "new/deeper/x.csv"], "x: can't be decoded"),
         ("text", lambda p: p.write_bytes(b"caf\xe9"), ["x"], "x: not UTF-8 at byte 3, line 1"),
         ("text", lambda p: p.write_text("\n"), ["x"], "x: an empty text"),
         ("text", lambda p: p.with_suffix(".csv").write_text("a;b\n1;2\n"), ["x.csv"], "no column text; it has a;b"),
