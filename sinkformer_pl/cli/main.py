@@ -14,6 +14,7 @@ from importlib.metadata import version
 from sinkformer_pl.cli.layers import from_home
 from sinkformer_pl.cli.processes import first_to_fail, together
 from sinkformer_pl.errors import RunError, UserError
+from sinkformer_pl.training.cores import share_cores
 
 TRAINING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -27,13 +28,6 @@ FILES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or give another place"),
 }
 """Remedies of errors in reading and writing files, by their number."""
-
-SPINS = "500"
-"""How often a thread of OpenMP looks for work before it sleeps: some ten microseconds.
-
-By default libgomp's threads wait for milliseconds on their cores. Where another process needs one, each operator of a
-network then waits for the thread that had none. It is read when torch is loaded, and is the user's where they set it.
-"""
 
 USAGE = """\
 usage: python -m sinkformer_pl COMMAND ...
@@ -65,12 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Names of classes have letters that not every terminal shows.
             stream.reconfigure(errors="backslashreplace")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The installed script, unlike python -m, doesn't find modules here: those of --plugins.
         sys.path.insert(0, os.getcwd())
-    with together() if argv[:1] and argv[0] in TRAINING_COMMANDS else nullcontext():
+    with share_cores(), together() if argv[:1] and argv[0] in TRAINING_COMMANDS else nullcontext():
         try:
             _dispatch(argv)
         except KeyboardInterrupt:

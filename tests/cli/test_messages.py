@@ -1,6 +1,5 @@
 """Wrong arguments and files: one line with the cause and the remedy, before anything is written."""
 
-import os
 import pickle
 import resource
 import socket
@@ -611,19 +610,6 @@ def test_number_of_classes_set_by_hand_in_a_file_is_refused(tiny, fail):
     text["model"]["num_classes"] = 3
     Path(tiny).write_text(yaml.safe_dump(text))
     assert "num_classes" in fail("fit", "--config", tiny)
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
-)
-def test_idle_threads_leave_their_cores_unless_the_user_wants_otherwise(given, wanted):
-    code = "import os, sys; from sinkformer_pl.cli import main; main(['--help']); "
-    code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True)
-    # It is read when torch is loaded.
-    assert done.stdout.splitlines()[-1] == f"{wanted} False"
 
 
 def test_a_port_that_another_process_has(tiny, tmp_path):

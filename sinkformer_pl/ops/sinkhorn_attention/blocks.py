@@ -10,7 +10,7 @@ from torch import Tensor
 from sinkformer_pl.ops.sinkhorn_attention.kernel import TILE_BYTES
 from sinkformer_pl.ops.sinkhorn_attention.threads import Member, together
 
-BLOCK_BYTES = 2**22
+BLOCK_BYTES = 2**21
 """Size of the kernel matrices that one thread works on together.
 
 Smaller ones stay in a nearer cache between half-steps, but are more operations to start, at which threads take turns.
