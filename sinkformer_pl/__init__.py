@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from sinkformer_pl.inference import load
     from sinkformer_pl.normalizations import Sinkhorn, register
     from sinkformer_pl.ops import AttentionMask, sinkhorn_attention
-    from sinkformer_pl.tasks import Classifier
+    from sinkformer_pl.tasks import Classifier, init_from
 
 __version__ = version("sinkformer_pl")
 
@@ -16,13 +16,23 @@ _HOMES = {
     "AttentionMask": "sinkformer_pl.ops",
     "Classifier": "sinkformer_pl.tasks",
     "Sinkhorn": "sinkformer_pl.normalizations",
+    "init_from": "sinkformer_pl.tasks",
     "load": "sinkformer_pl.inference",
     "register": "sinkformer_pl.normalizations",
     "sinkhorn_attention": "sinkformer_pl.ops",
 }
 """Modules of the public names, imported when a name is first asked for: torch and Lightning take seconds."""
 
-__all__ = ["AttentionMask", "Classifier", "Sinkhorn", "__version__", "load", "register", "sinkhorn_attention"]
+__all__ = [
+    "AttentionMask",
+    "Classifier",
+    "Sinkhorn",
+    "__version__",
+    "init_from",
+    "load",
+    "register",
+    "sinkhorn_attention",
+]
 
 
 def __getattr__(name: str) -> Any:

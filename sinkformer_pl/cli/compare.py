@@ -18,7 +18,8 @@ from rich.markdown import Markdown
 from sinkformer_pl.cli.layers import as_spec, split_off
 from sinkformer_pl.cli.option_parser import OptionParser, at_least
 from sinkformer_pl.cli.preflight import writing_in
-from sinkformer_pl.cli.run import Run, handled_signals, refusals_of_classes
+from sinkformer_pl.cli.refusals import refusals_of_classes
+from sinkformer_pl.cli.run import Run, handled_signals
 from sinkformer_pl.cli.settings import Given, read_settings
 from sinkformer_pl.cli.validate import Spec
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report

@@ -76,8 +76,9 @@ def say_what_runs(
         sizes = ", ".join(f"{len(dataset)} {split}" for split, dataset in data.datasets.items())
         say(f"{type(data).__name__}: {data.num_classes} classes; {sizes}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     network = f"{type(model.backbone).__name__} with its head" if hasattr(model, "backbone") else type(model).__name__
-    say(f"{network}: {parameters:,} parameters")
+    say(f"{network}: {parameters:,} parameters" + f", {frozen:,} of them frozen" * bool(frozen))
 
 
 @rank_zero_only

@@ -21,11 +21,13 @@ from sinkformer_pl.cli import callback_checks, preflight
 from sinkformer_pl.cli.console import raise_with_remedy, say, say_what_came_out, say_what_runs
 from sinkformer_pl.cli.help import print_asked_for
 from sinkformer_pl.cli.processes import first_to_fail, require_others
+from sinkformer_pl.cli.refusals import refusals_of_classes
 from sinkformer_pl.cli.settings import Settings, read_settings
 from sinkformer_pl.cli.validate import Spec, as_plain, built
 from sinkformer_pl.cli.warning_filters import filter_warnings
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.tasks.initialization import Initialization, init_from
 from sinkformer_pl.tasks.protocol import arguments_from, made_with, monitors_of
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.best_checkpoint import BestCheckpoint
@@ -98,6 +100,7 @@ class Run:
     Attributes:
         settings: the checked settings.
         signals: tell a training when to end.
+        initialization: what was done by `init_from`, if anything.
         folder: of the run.
         resumes: whether the folder is there already.
     """
@@ -107,6 +110,7 @@ class Run:
     data: pl.LightningDataModule
     model: Any  # a LightningModule, with attributes of its task
     record: dict[str, Any]
+    initialization: Initialization | None = None
     trainer: pl.Trainer = field(init=False)
     folder: Path = field(init=False)
     resumes: bool = field(init=False)
@@ -130,10 +134,11 @@ class Run:
             require_match(settings.content, model, settings.checkpoint)
             if settings.command == "fit":
                 require_resumable(settings.content, model, settings.checkpoint)
+        initialization = _initialize(settings.run, model, data) if settings.starts_from_weights else None
         record = settings.plain()
         if record["monitor"] is None:
             record["monitor"] = next(iter(monitors_of(model)), None)
-        run = cls(settings, signals, data, model, record)
+        run = cls(settings, signals, data, model, record, initialization)
         with refusals_of_classes():
             run.make_trainer()
         return run
@@ -217,6 +222,8 @@ class Run:
                     refusal = f"{self.folder}: another process trains there; wait for its end, or end it"
                     held.enter_context(locked(self.folder / ".lock", refusal))
         say_what_runs(doing, self.model, self.data, self.settings.content, self.folder if keep else None)
+        if self.initialization is not None:
+            say(str(self.initialization))
 
     def execute(self) -> None:
         """Run the command to its end.
@@ -320,30 +327,5 @@ def _make_task(spec: Spec, data: pl.LightningDataModule) -> pl.LightningModule:
     return spec.cls(**{**arguments, **linked})
 
 
-@contextmanager
-def refusals_of_classes(prefix: str = "") -> Iterator[None]:
-    """Turn the refusal of a class into a line for the user, who can mend it.
-
-    Raises:
-        UserError: the prefix and the cause.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
-        raise UserError(prefix + " ".join(str(root_cause(error)).split("\n"))) from error
-    except RuntimeError as error:
-        raise_with_remedy(error)
-        raise
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the innermost error of a chain that is meant for users, else the innermost one."""
-    chain = [error]
-    while (inner := _inner(chain[-1])) is not None:
-        chain.append(inner)
-    meant = [link for link in chain if isinstance(link, UserError)]
-    return meant[-1] if meant else chain[-1]
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+def _initialize(run: Spec, model: pl.LightningModule, data: pl.LightningDataModule) -> Initialization:
+    return init_from(model, run["init_from"], only=run["init_only"] or (), strict=run["init_strict"], data=data)

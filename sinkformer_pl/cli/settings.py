@@ -58,6 +58,9 @@ class RunSettings:
         require_finite: Stop at the step whose loss or gradients aren't finite, before they change the weights.
         checkpoint_every: Write last.ckpt within epochs, too: every so many optimizer steps (500), or so often (90s,
             10min).
+        init_from: Start the training from the weights in this file: a checkpoint, .safetensors or a state_dict.
+        init_only: Names of the parts that are loaded from it, such as backbone.embed or backbone.blocks.0-3.
+        init_strict: Whether all else must fit it; false takes what fits by name and shape.
         ckpt_path: A checkpoint: its path, or 'last' or 'best' for that of the newest run of this --name.
         verbose: Print the results of an evaluation.
     """
@@ -71,6 +74,9 @@ class RunSettings:
     monitor: str | None = None
     require_finite: bool = True
     checkpoint_every: int | str | None = None
+    init_from: str | None = None
+    init_only: str | list[str] | None = None
+    init_strict: bool = True
     ckpt_path: str | None = None
     verbose: bool = True
 
@@ -144,6 +150,11 @@ class Settings:
     checkpoint: Path | None
     content: dict[str, Any] | None
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Tell whether a training starts from given weights: not one that goes on from a checkpoint."""
+        return self.command == "fit" and self.content is None and self.run["init_from"] is not None
+
     def plain(self) -> dict[str, Any]:
         """Return the resolved settings as plain data; a run from it repeats this one, from any folder."""
         plain = self.run.plain()
@@ -153,6 +164,8 @@ class Settings:
         root = lookup(plain, "data.init_args.root")
         if isinstance(root, str):
             plain["data"]["init_args"]["root"] = str(Path(root).absolute())
+        if plain["init_from"] is not None:
+            plain["init_from"] = str(Path(plain["init_from"]).absolute())
         for name in ("ckpt_path", "verbose"):
             plain.pop(name)
         return {"seed_everything": plain.pop("seed_everything"), **plain}
@@ -202,7 +215,26 @@ def read_settings(command: str, argv: Sequence[str]) -> Settings:
     if not isinstance(seed, bool) and not 0 <= seed < 2**32:
         raise UserError(f"seed_everything {seed}: give a whole number from 0 to 2**32 - 1")
     require_name(run["name"])
-    return Settings(command, run, checkpoint, content)
+    settings = Settings(command, run, checkpoint, content)
+    _require_one_start(settings, layers)
+    return settings
+
+
+def _require_one_start(settings: Settings, layers: Layers) -> None:
+    """Refuse initial weights for a training that goes on from a checkpoint, unless they are those that it once had."""
+    run, plain = settings.run, settings.plain()
+    if run["init_from"] is None:
+        for name in ("init_only", "init_strict"):
+            if plain[name] not in (None, True):
+                raise UserError(f"{layers.source(name)}{name} {run[name]}: it is of init_from; give --init_from PATH")
+    elif settings.command == "fit" and settings.content is not None:
+        remembered = settings.content.get(CONFIG_KEY) or {}
+        for name in ("init_from", "init_only", "init_strict"):
+            if plain[name] != remembered.get(name):
+                raise UserError(
+                    f"{layers.source(name)}{name} {run[name]}: --ckpt_path {settings.checkpoint} has the weights with "
+                    "which the training goes on; leave one of them out"
+                )
 
 
 def _remembered(content: dict[str, Any], command: str, given: Given) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def filter_warnings() -> None:
         ".*is smaller than the logging interval.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*LeafSpec.*",
+        # What is frozen by name is meant to be, and a line says how much.
+        r"Found \d+ module\(s\) in eval mode at the start of training.*",
         # Metrics are reduced over the processes before they are logged.
         ".*sync_dist=True.*",
         ".*torch.jit.script.*",

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -46,8 +46,11 @@ class ClassificationData(pl.LightningDataModule, ABC):
         found_classes: those of the data, which are other ones than those of a checkpoint where classes are absent or
             in another order. The targets that `make_datasets` gives are indices into them.
         preprocessing: of evaluation; None where a subclass has no such thing.
+        preprocessing_class: its class, likewise.
         datasets: the three splits, empty before `setup`.
     """
+
+    preprocessing_class: ClassVar[type[Preprocessing] | None] = None
 
     def __init__(
         self,
@@ -175,6 +178,27 @@ class ClassificationData(pl.LightningDataModule, ABC):
             if name in saved and _listed(saved[name]) != _listed(value):
                 rank_zero_warn(f"data.{name} is {value}; it was {saved[name]} where the checkpoint's model was trained")
         _renumber(self.datasets, before, self.classes)
+        self._use(preprocessing)
+
+    def take_over(self, learnt: Mapping[str, Any]) -> Sequence[str] | None:
+        """Take over what a model has learnt of its data, from whose weights a new training of these data starts.
+
+        The classes stay those of these data.
+
+        Args:
+            learnt: as `learnt_from` gives it; of data of another modality nothing is taken.
+
+        Returns:
+            What was taken: the names of `Preprocessing.from_data`. None where the model's inputs aren't known.
+        """
+        saved, kind = learnt.get("preprocessing") or {}, self.preprocessing_class
+        if kind is None or saved.get("kind", kind.kind) != kind.kind:
+            return ()
+        preprocessing = self.preprocessing_of(saved) if saved else None
+        self._use(preprocessing)
+        return None if preprocessing is None else kind.from_data
+
+    def _use(self, preprocessing: Preprocessing | None) -> None:
         # Lightning restores once more after `setup`: what samples were made with, and kept, stays.
         if preprocessing is not None and preprocessing != self.preprocessing:
             self.preprocessing = preprocessing

@@ -1,6 +1,7 @@
 """From a raw sample to the input of a network, as evaluation does it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -12,9 +13,11 @@ class Preprocessing(ABC):
 
     Attributes:
         kind: name of the modality.
+        from_data: the fields that are learnt from training data, rather than given.
     """
 
     kind: ClassVar[str]
+    from_data: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def __call__(self, raw: Any, seed: int = 0) -> Tensor:

@@ -17,12 +17,13 @@ from torch.export import Dim, ExportedProgram
 from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
-from sinkformer_pl.inference.exported import KEY, NAMES, needs
+from sinkformer_pl.inference.exported import NAMES
 from sinkformer_pl.inference.model import TrainedModel, load
 from sinkformer_pl.models.neighbours import plain_distances, plain_farthest_points
 from sinkformer_pl.ops.sinkhorn_attention.plain import plain_sinkhorn_attention
 from sinkformer_pl.tasks import Classifier
 from sinkformer_pl.training.atomic_file import replacing
+from sinkformer_pl.training.weights_file import KEY, needs
 
 OPSET = 20
 """Version of ONNX's operators."""

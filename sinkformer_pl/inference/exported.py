@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from torch import Tensor
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks.classification import NetworkOutputs
-
-KEY = "sinkformer_pl"
-"""Entry of a file's metadata: classes, preprocessing, hyper-parameters and versions as a JSON text."""
+from sinkformer_pl.training.weights_file import KEY, needs, read_safetensors
 
 NAMES = ("inputs", "mask")
 """Of a program's arguments; the second is only there where samples vary in size."""
@@ -49,12 +46,6 @@ class ExportedNetwork:
         return NetworkOutputs(*self._run(inputs, mask))
 
 
-def needs(library: str, path: Path) -> None:
-    """Raise a UserError if a library isn't installed."""
-    if find_spec(library) is None:
-        raise UserError(f"{path}: {path.suffix} needs {library}: pip install 'sinkformer_pl[export]'")
-
-
 def open_exported(path: Path) -> ExportedNetwork:
     """Open a program that `export` wrote, of either format.
 
@@ -71,7 +62,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: as of `open_exported`.
     """
-    return _opened(path, _read_safetensors)
+    return _opened(path, read_safetensors)
 
 
 def _opened(path: Path, read: Callable[[Path], tuple[Any, Mapping[str, str]]]) -> tuple[Any, dict[str, Any]]:
@@ -85,14 +76,6 @@ def _opened(path: Path, read: Callable[[Path], tuple[Any, Mapping[str, str]]]) -
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{path}: damaged, or not a file of the export command ({reason}); export it again") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    needs("safetensors", path)
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (no mapping)
 
 
 def _read_program(path: Path) -> tuple[Any, Mapping[str, str]]:

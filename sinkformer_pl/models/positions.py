@@ -1,6 +1,8 @@
 """Tell a transformer the order of its tokens."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
@@ -22,6 +24,25 @@ def token_positions(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
+def resize_grid(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate positions (h * w, dim) of a grid of h rows and w columns to those (H * W, dim) of another.
+
+    Bicubic, with antialiasing where the grid gets smaller.
+    """
+    if old == new:
+        return positions
+    grid = positions.float().unflatten(0, old).movedim(-1, 0)[None]
+    resized = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    return resized[0].flatten(1).mT.to(positions.dtype)
+
+
+def resize_sequence(positions: Tensor, length: int) -> Tensor:
+    """Interpolate positions (N, dim) of a sequence linearly to a greater length; of a smaller one keep the first."""
+    if length <= len(positions):
+        return positions[:length]
+    return F.interpolate(positions.float().mT[None], size=length, mode="linear")[0].mT.to(positions.dtype)
+
+
 class LearnedPositions(nn.Module):
     """One learned vector for each position from 0 to max_length - 1, drawn from a normal distribution of 0.02."""
 
@@ -33,6 +54,24 @@ class LearnedPositions(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Return vectors (..., dim) of int64 positions (...)."""
         return F.embedding(positions, self.table)
+
+    def resize_positions(self, saved: dict[str, Tensor], prefix: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Fit the positions in a state_dict to the number of these, in place, by `resize_sequence`.
+
+        Args:
+            saved: a state_dict.
+            prefix: of this module in it.
+            arguments: those of the backbone that the state_dict is of.
+
+        Returns:
+            The names of what was changed, each with its old and new size.
+        """
+        key = f"{prefix}table"
+        table, (length, dim) = saved.get(key), self.table.shape
+        if table is None or table.ndim != 2 or table.shape[1] != dim or len(table) == length:
+            return {}
+        saved[key] = resize_sequence(table, length)
+        return {key: f"{len(table)} to {length}" + ", of which the first are kept" * (length < len(table))}
 
 
 class SinusoidalPositions(nn.Module):

@@ -1,8 +1,8 @@
 """Vision Transformer: an image as a sequence of patches."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
 from sinkformer_pl.models.pooling import ClassToken, pool
+from sinkformer_pl.models.positions import resize_grid
 from sinkformer_pl.models.tokens import Tokens, describe_patches
 from sinkformer_pl.normalizations.contract import NormalizationFactory
 
@@ -81,10 +82,10 @@ class VisionTransformer(Backbone):
         self.out_dim = dim
         self.image_shape = (channels, height, width)
         self.pooling: ImagePooling = pooling
-        patches = (height // patch_size) * (width // patch_size)
+        self.grid = height // patch_size, width // patch_size
         self.embed = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.class_token = ClassToken(dim, std=token_std) if pooling == "cls" else None
-        self.positions = nn.Parameter(torch.empty(patches + (pooling == "cls"), dim))
+        self.positions = nn.Parameter(torch.empty(math.prod(self.grid) + (pooling == "cls"), dim))
         nn.init.normal_(self.positions, std=token_std)
         self.dropout = nn.Dropout(dropout)
         block = BlockOptions(
@@ -111,6 +112,35 @@ class VisionTransformer(Backbone):
         height, width = (size // side for size, side in zip(inputs.shape[2:], self.embed.kernel_size, strict=True))
         return describe_patches(inputs, (height, width), leading=int(self.class_token is not None))
 
+    def resize_positions(self, saved: dict[str, Tensor], prefix: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Fit the positions in a state_dict to this grid of patches, in place, by `resize_grid`.
+
+        That of the class token is kept apart; where the state_dict has none, it is that of this network.
+
+        Args:
+            saved: a state_dict.
+            prefix: of this module in it.
+            arguments: those of the backbone that the state_dict is of; without an image size its grid is a square.
+
+        Returns:
+            The names of what was changed, each with its old and new size.
+        """
+        key = f"{prefix}positions"
+        positions, leading = saved.get(key), int(self.class_token is not None)
+        if positions is None or positions.ndim != 2 or positions.shape[1] != self.out_dim:
+            return {}
+        grid = _grid(arguments)
+        if grid is None or len(positions) - math.prod(grid) not in (0, 1):
+            side = math.isqrt(len(positions))
+            grid = side, side
+        first = len(positions) - math.prod(grid)
+        if first not in (0, 1) or (first, grid) == (leading, self.grid):
+            return {}
+        own = self.positions.detach()[:leading].to(positions.dtype)
+        token = positions[:leading] if first else own
+        saved[key] = torch.cat((token, resize_grid(positions[first:], grid, self.grid)))
+        return {key: " to ".join(f"{height} x {width}" for height, width in (grid, self.grid))}
+
     def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
         if inputs.ndim != 4 or not inputs.is_floating_point():
             raise UserError(
@@ -130,6 +160,15 @@ class VisionTransformer(Backbone):
                 "VisionTransformer takes no mask, no part of an image being padding: have the data give images of one "
                 "size"
             )
+
+
+def _grid(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the rows and columns of patches under some arguments, if they have them."""
+    image_size, patch_size = arguments.get("image_size"), arguments.get("patch_size")
+    if not isinstance(image_size, int | Sequence) or not isinstance(patch_size, int):
+        return None
+    height, width = _height_and_width(image_size)
+    return height // patch_size, width // patch_size
 
 
 def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -20,9 +20,11 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.tasks.freezing import Frozen
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
 from sinkformer_pl.tasks.metrics import StageMetrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
+from sinkformer_pl.tasks.parts import Patterns, as_list
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
@@ -76,9 +78,12 @@ class Classifier(pl.LightningModule):
         optimizer: makes the optimizer from the parameters that need a gradient when the training starts.
         schedule: makes the learning-rate schedule, stepped after each optimizer step.
         loss: makes the loss, one of `tasks.losses` or a `Loss` of the user's own.
+        freeze: names of parts that aren't trained, such as "backbone.embed" or "backbone.blocks.0-3"
+            (`parts.Patterns`); see `Frozen`.
 
     Raises:
-        ValueError: a number out of range, here or in the network; a backbone without `out_dim`.
+        ValueError: a number out of range, here or in the network; a backbone without `out_dim`; a name in `freeze`
+            without a match.
         TypeError: a factory that isn't a class, a `functools.partial` of one, or their saved form.
     """
 
@@ -97,6 +102,7 @@ class Classifier(pl.LightningModule):
         optimizer: OptimizerFactory = torch.optim.AdamW,
         schedule: ScheduleFactory = Constant,
         loss: LossFactory = CrossEntropy,
+        freeze: Patterns = (),
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -123,6 +129,7 @@ class Classifier(pl.LightningModule):
                 "optimizer": describe(self._optimizer),
                 "schedule": describe(as_factory(schedule, Schedule)),
                 "loss": describe(make_loss),
+                "freeze": as_list(freeze),
             }
         )
         self.label_smoothing = label_smoothing
@@ -137,11 +144,19 @@ class Classifier(pl.LightningModule):
             raise UserError(
                 f"model.label_smoothing {label_smoothing}: {type(self.loss).__name__} has none; leave it out"
             )
+        self._frozen = Frozen(self, freeze, "model.freeze")
         self.train_metrics = StageMetrics("train", num_classes)
         self.val_metrics = StageMetrics("val", num_classes)
         self.test_metrics = StageMetrics("test", num_classes)
         self.confusion: dict[str, Tensor] = {}
         self._steps: int | None = None
+
+    @override
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training mode, in which what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self._frozen.evaluate()
+        return self
 
     @classmethod
     @override
@@ -206,6 +221,10 @@ class Classifier(pl.LightningModule):
         return Prediction(batch.index[batch.counted], logits.float().softmax(-1))
 
     @override
+    def on_train_epoch_start(self) -> None:
+        self._frozen.hold()  # BackboneFinetuning has unfrozen all of the backbone.
+
+    @override
     def on_train_epoch_end(self) -> None:
         self._log_epoch(self.train_metrics)
 
@@ -232,6 +251,7 @@ class Classifier(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        self._frozen.hold()  # Finetuning callbacks leave batch norms unfrozen.
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trained:
             raise UserError("no parameter needs a gradient, so nothing would be trained; leave some unfrozen")

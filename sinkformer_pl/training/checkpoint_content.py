@@ -34,7 +34,7 @@ def require_form(checkpoint: Any, path: str | Path) -> None:
         UserError: names the first entry that is missing or of another kind than it must be.
     """
     entries: dict[str, Callable[[Any], bool]] = {
-        "state_dict": _is_weights,
+        "state_dict": is_weights,
         "hyper_parameters": lambda value: isinstance(value, Mapping) and _is_plain(value),
         "pytorch-lightning_version": lambda value: isinstance(value, str) and value[:1].isdecimal(),
         "callbacks": lambda value: isinstance(value, Mapping | None),
@@ -125,7 +125,8 @@ def _require(checkpoint: Mapping[str, Any], entries: Mapping[str, Callable[[Any]
             )
 
 
-def _is_weights(value: Any) -> bool:
+def is_weights(value: Any) -> bool:
+    """Tell whether something is a state_dict: tensors by name."""
     return isinstance(value, Mapping) and all(
         (isinstance(v, Tensor) and v.layout == torch.strided and v.device.type != "meta")
         # What a module adds to its weights.

@@ -33,7 +33,7 @@ def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) ->
     unknown = [name for name in saved if name not in parameters]
     if missing or unknown:
         difference = "; ".join(
-            f"{what} {_shown(names, ', ')}" for what, names in (("without", missing), ("with", unknown)) if names
+            f"{what} {shown(names, ', ')}" for what, names in (("without", missing), ("with", unknown)) if names
         )
         raise UserError(
             f"checkpoint {path} is of another task than {task.__name__}: its hyper-parameters are {difference}; give a "
@@ -59,11 +59,11 @@ def require_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], path:
         return
     there = [name for name in saved if name not in classes]
     differences = [f"{number} in the checkpoint and {len(classes)} in the data"]
-    differences += [f"only in the checkpoint: {_shown(there, ', ')}"] * bool(there)
-    differences += [f"only in the data: {_shown(here, ', ')}"] * bool(here)
+    differences += [f"only in the checkpoint: {shown(there, ', ')}"] * bool(there)
+    differences += [f"only in the data: {shown(here, ', ')}"] * bool(here)
     raise UserError(
         f"checkpoint {path} has other classes than the data: {'; '.join(differences)}. Use data of the classes that it "
-        "was trained on, or train anew"
+        "was trained on, or train anew, from its weights with --init_from"
     )
 
 
@@ -81,29 +81,45 @@ def require_match(checkpoint: Mapping[str, Any], model: nn.Module, path: str | P
             unknown or of another shape.
     """
     saved: dict[str, Tensor] = checkpoint["state_dict"]
+    rename_old_keys(saved, model)
+    parameters = mismatches(saved, model.state_dict())
+    if parameters:
+        arguments = differing_arguments(checkpoint["hyper_parameters"], model)
+        raise UserError(
+            f"checkpoint {path} doesn't fit the model: {shown([*arguments, *parameters], '; ')}. Use the data, "
+            "backbone and normalization that it was trained with, or train anew from its weights, with --init_from"
+        )
+
+
+def rename_old_keys(saved: dict[str, Tensor], model: nn.Module) -> None:
+    """Rename, in place, keys of earlier versions: modules whose keys had other names have a method for it."""
     for name, module in model.named_modules():
         if callable(rename := getattr(module, "rename_old_keys", None)):
             rename(saved, f"{name}.")
-    wanted = model.state_dict()
-    parameters = [
-        *(f"{key} is not in the checkpoint" for key in wanted.keys() - saved.keys()),
-        *(f"{key} is only in the checkpoint" for key in saved.keys() - wanted.keys()),
-        *(
-            f"{key} is {tuple(saved[key].shape)} in the checkpoint and {tuple(wanted[key].shape)} in the model"
-            for key in wanted.keys() & saved.keys()
-            if saved[key].shape != wanted[key].shape
-        ),
-    ]
-    if parameters:
-        arguments = [
-            f"{key} is {before} in the checkpoint and {now} here"
-            for key, (before, now) in differing(checkpoint["hyper_parameters"], getattr(model, "hparams", {})).items()
-            if key.partition(".")[0] in _SHAPING
+
+
+def mismatches(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Say which weights are missing, unknown or of another shape, in the order of their names."""
+    return sorted(
+        [
+            *(f"{key} is not in the checkpoint" for key in wanted.keys() - saved.keys()),
+            *(f"{key} is only in the checkpoint" for key in saved.keys() - wanted.keys()),
+            *(
+                f"{key} is {tuple(saved[key].shape)} in the checkpoint and {tuple(wanted[key].shape)} in the model"
+                for key in wanted.keys() & saved.keys()
+                if saved[key].shape != wanted[key].shape
+            ),
         ]
-        raise UserError(
-            f"checkpoint {path} doesn't fit the model: {_shown([*arguments, *sorted(parameters)], '; ')}. Use the "
-            "data, backbone and normalization that it was trained with"
-        )
+    )
+
+
+def differing_arguments(hyper_parameters: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Say in which arguments that shape the network a checkpoint and a model differ."""
+    return [
+        f"{key} is {before} in the checkpoint and {now} here"
+        for key, (before, now) in differing(hyper_parameters, getattr(model, "hparams", {})).items()
+        if key.partition(".")[0] in _SHAPING
+    ]
 
 
 def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
@@ -115,14 +131,20 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
         path: for the message.
 
     Raises:
-        UserError: it has weights alone, weights that aren't finite, or the state of another optimizer or of one with
-            other arguments, which that state would bring back.
+        UserError: it has weights alone, weights that aren't finite, other frozen parts, or the state of another
+            optimizer or of one with other arguments, which that state would bring back.
     """
     require_progress(checkpoint, path)
     for name, _ in model.named_parameters():
         if not bool(checkpoint["state_dict"][name].isfinite().all()):
             raise UserError(f"checkpoint {path}: {name} is not finite, so no training can resume from it; give another")
     hyper_parameters: Any = model.hparams
+    was, now = (values.get("freeze") or [] for values in (checkpoint["hyper_parameters"], hyper_parameters))
+    if was != now:
+        raise UserError(
+            f"--ckpt_path {path}: model.freeze is {was} in the checkpoint, whose optimizer has all others, and {now} "
+            "here; leave it out, or train anew from its weights, with --init_from"
+        )
     saved, wanted = (values.get("optimizer") for values in (checkpoint["hyper_parameters"], hyper_parameters))
     if not isinstance(saved, Mapping) or not isinstance(wanted, Mapping):
         return  # A task that makes its optimizer in another way.
@@ -134,7 +156,7 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
     for key, (was, now) in differing({"optimizer": saved}, {"optimizer": wanted}).items():
         raise UserError(
             f"--ckpt_path {path}: {key} is {was} in the checkpoint, whose optimizer resumes with that, and {now} here; "
-            "leave it out, or train anew"
+            "leave it out, or train anew from its weights, with --init_from"
         )
 
 
@@ -158,6 +180,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _shown(parts: Sequence[str], separator: str) -> str:
+def shown(parts: Sequence[str], separator: str) -> str:
+    """Join the first few of some parts, and say how many more there are."""
     more = f"{separator}and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
     return separator.join(parts[:SHOWN]) + more

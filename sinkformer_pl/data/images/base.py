@@ -117,6 +117,7 @@ class ImageData(ClassificationData, ABC):
             them, chosen by `seed`; after `setup`.
     """
 
+    preprocessing_class = ImagePreprocessing
     preprocessing: ImagePreprocessing | None
 
     def __init__(

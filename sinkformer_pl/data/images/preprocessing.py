@@ -30,6 +30,7 @@ class ImagePreprocessing(Preprocessing):
     """
 
     kind = "images"
+    from_data = ("mean", "std")
 
     image_size: int
     channels: int

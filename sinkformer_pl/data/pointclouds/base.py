@@ -109,6 +109,7 @@ class PointCloudData(ClassificationData, ABC):
     another subset and another augmentation each epoch, evaluation a subset that depends on seed and index alone.
     """
 
+    preprocessing_class = CloudPreprocessing
     preprocessing: CloudPreprocessing
 
     def __init__(

@@ -154,6 +154,7 @@ class TextData(ClassificationData, ABC):
         preprocessing: of evaluation and training alike, with the tokenizer; after `setup`.
     """
 
+    preprocessing_class = TextPreprocessing
     preprocessing: TextPreprocessing | None
 
     def __init__(

@@ -24,6 +24,7 @@ class TextPreprocessing(Preprocessing):
     """
 
     kind = "texts"
+    from_data = ("tokenizer",)
 
     tokenizer: str
     vocab_size: int
