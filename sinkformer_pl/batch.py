@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 UNCOUNTED = -100
-"""Target of a sample that metrics and predictions leave out, see `Draw.counted`; PyTorch's losses ignore it."""
+"""Target of a sample that metrics and predictions leave out, see `Draw.counted`."""
 
 LARGEST_MESSAGE = 2**20
 """Bytes of inputs above which a batch leaves a loader's process through shared memory, not as a message.
@@ -23,12 +23,12 @@ class Sample(NamedTuple):
 
     Attributes:
         inputs: (N, C) float or (N,) int64; N may differ from sample to sample.
-        target: class index, or UNCOUNTED.
+        target: class index, or UNCOUNTED; of multi-label data (num_classes,) float, 1 where a class holds.
         index: place of the sample in its split.
     """
 
     inputs: Tensor
-    target: int
+    target: int | Tensor
     index: int  # type: ignore[assignment]
 
 
@@ -38,7 +38,8 @@ class Batch(NamedTuple):
     Attributes:
         inputs: (B, N, C) float for sets, (B, N) int64 token numbers for texts, whatever the backbone takes otherwise.
         mask: (B, N) bool, True where a token is real; None when every token is.
-        target: (B,) int64 class indices, or UNCOUNTED.
+        target: (B,) int64 class indices, or UNCOUNTED; of multi-label data (B, num_classes) float, 1 where a class
+            holds, else 0, or UNCOUNTED throughout.
         index: (B,) int64, the place of each sample in its split (names and order survive batching and sharding).
     """
 
@@ -50,7 +51,21 @@ class Batch(NamedTuple):
     @property
     def counted(self) -> Tensor:
         """(B,) bool: the samples that metrics and predictions are of."""
-        return self.target != UNCOUNTED
+        return (self.target if self.target.ndim == 1 else self.target[:, 0]) != UNCOUNTED
+
+
+def class_names(targets: Tensor, classes: Sequence[str], *, none: str = "") -> list[str]:
+    """Return the class of each sample, or of multi-label data its classes with "|" between them.
+
+    Args:
+        targets: (n,) int64, or (n, C) of 0 and 1, or probabilities.
+        classes: C names.
+        none: stands for no class.
+    """
+    if targets.ndim == 1:
+        return [classes[target] for target in targets.tolist()]
+    held = [[name for name, holds in zip(classes, row, strict=True) if holds] for row in (targets > 0.5).tolist()]
+    return ["|".join(names) or none for names in held]
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -80,4 +95,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Make a batch, padding inputs of unequal length."""
     inputs, targets, indices = zip(*samples, strict=True)
     padded, mask = pad(inputs)
-    return Batch(padded, mask, torch.tensor(targets), torch.tensor(indices))
+    target = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
+    return Batch(padded, mask, target, torch.tensor(indices))

@@ -35,7 +35,7 @@ def describe(factory: Callable[..., Any]) -> Spec:
         raise UserError(abstract(cls))
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    arguments = {name: _plain(value, f"{cls.__name__}.{name}") for name, value in {**defaults, **given}.items()}
+    arguments = {name: plain(value, f"{cls.__name__}.{name}") for name, value in {**defaults, **given}.items()}
     return {"class_path": public_path(cls), "init_args": arguments}
 
 
@@ -229,13 +229,22 @@ def public_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str) -> Any:
+    """Return a value as plain data; classes and partials of them as specs.
+
+    Args:
+        value: the value.
+        name: of what it is given to, for the message.
+
+    Raises:
+        TypeError: it is none.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item, name) for item in value]
+        return [plain(item, name) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, name) for key, item in value.items()}
+        return {str(key): plain(item, name) for key, item in value.items()}
     if inspect.isclass(value) or isinstance(value, functools.partial):
         return describe(value)
     raise TypeError(

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from sinkformer_pl.batch import Batch
+from sinkformer_pl.batch import Batch, class_names
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
@@ -141,7 +141,8 @@ class AttentionDiagnostics(pl.Callback):
             assert inputs is not None
             data = getattr(trainer, "datamodule", None)
             names = getattr(data, "classes", None)
-            classes = [str(target if names is None else names[target]) for target in self._probe.target.tolist()]
+            targets = self._probe.target
+            classes = list(map(str, targets.tolist())) if names is None else class_names(targets, names, none="none")
             tokens = tokens_of(pl_module, inputs, mask, speller(data))
             history = read_column_sums(self.folder / FOLDER / COLUMN_SUMS)
             maps_title = f"attention weights of a sample of class {classes[0]}\n{when}"

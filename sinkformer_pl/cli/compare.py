@@ -24,6 +24,7 @@ from sinkformer_pl.cli.settings import Given, read_settings
 from sinkformer_pl.cli.validate import Spec
 from sinkformer_pl.comparison import Trial, read_arms, read_result, run_all, write_report
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.tasks.protocol import lowest_is_best, monitors_of
 from sinkformer_pl.training.atomic_file import replacing
 from sinkformer_pl.training.folder_lock import locked
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, local_folder, require_name, versions
@@ -48,7 +49,8 @@ NEEDED = {
 }
 """Arguments of the Trainer that a comparison can't have at 0 or false, and why."""
 
-METRICS = ("test/accuracy", "test/accuracy_macro", "test/loss")
+METRIC = "test/accuracy"
+"""What is compared by default."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -75,7 +77,9 @@ def run(argv: Sequence[str]) -> None:
     trials = [Trial(arm, seed, folder, shared) for seed in _seeds(options.seeds) for arm in arms]
     _require_same(folder, request)
     left = [trial for trial in trials if not trial.done]
-    _rehearse(left, build=not options.dry_run)
+    # What is done is reported under a metric that the task must have, too.
+    model = _rehearse(left or (trials[:1] if options.metric != METRIC else []), build=not options.dry_run)
+    lowest = None if model is None else _require_tested_metric(options.metric, model)
     if options.dry_run:
         for trial in left:
             print(trial.line())
@@ -86,7 +90,9 @@ def run(argv: Sequence[str]) -> None:
     ordered = sorted(trials, key=lambda trial: arms.index(trial.arm))
     results = [read_result(trial, failed=trial.name in failed) for trial in ordered]
     command = shlex.join(["python", "-m", "sinkformer_pl", "compare", *argv])
-    text = write_report(results, metric=options.metric, root=folder, command=command, machine=_machine(options.jobs))
+    text = write_report(
+        results, metric=options.metric, root=folder, command=command, machine=_machine(options.jobs), lowest=lowest
+    )
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(Markdown(text))
     for file in ("runs.csv", "curves.csv", "summary.md", "comparison.png"):
@@ -98,13 +104,16 @@ def run(argv: Sequence[str]) -> None:
         )
 
 
-def _rehearse(left: Sequence[Trial], *, build: bool) -> None:
+def _rehearse(left: Sequence[Trial], *, build: bool) -> Any:
     """Do what `fit` does with its arguments before it reads data: what is wrong with them is wrong with all runs.
 
     Args:
         left: the runs that aren't done; one of each normalization is looked at.
         build: whether to build data, task and trainer of one; the runs of --dry-run may be for a machine with a GPU
             that this one lacks.
+
+    Returns:
+        The task, where it was built.
     """
     with handled_signals() as signals:
         for trial in {trial.arm.label: trial for trial in left}.values():
@@ -112,8 +121,23 @@ def _rehearse(left: Sequence[Trial], *, build: bool) -> None:
             _require_tested(settings.run["trainer"])
             with refusals_of_classes(f"--normalizations {trial.arm.label}: "):
                 settings.run["model"]["normalization"].build()()
-        if left and build:
-            Run.build(settings, signals)
+        return Run.build(settings, signals).model if left and build else None
+
+
+def _require_tested_metric(metric: str, model: Any) -> bool:
+    """Refuse a metric that the test of a task doesn't log.
+
+    Returns:
+        Whether the lowest is best.
+
+    Raises:
+        UserError: names those that it logs.
+    """
+    validated = [name for name in monitors_of(model) if name.startswith("val/")]
+    tested = {name.replace("val/", "test/", 1): name for name in validated}
+    if tested and metric not in tested:
+        raise UserError(f"--metric {metric}: the test logs none of this name; give one of {', '.join(tested)}")
+    return lowest_is_best(model, tested.get(metric, metric))
 
 
 def _run(trials: Sequence[Trial], folder: Path, request: Mapping[str, Any], jobs: int) -> dict[str, str]:
@@ -146,7 +170,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seeds", default="0,1,2", help="of weights and data, each for every normalization")
     parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at once; they share the processor's threads")
-    parser.add_argument("--metric", default=METRICS[0], choices=METRICS, help="what the tables and the picture show")
+    parser.add_argument(
+        "--metric", default=METRIC, help=f"what the tables and the picture show: a metric of the test ({METRIC})"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is left to do, a run a line, for any scheduler"
     )

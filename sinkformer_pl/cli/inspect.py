@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sinkformer_pl.batch import collate
+from sinkformer_pl.batch import class_names, collate
 from sinkformer_pl.callbacks.attention_diagnostics import COLUMN_SUMS, FOLDER, read_column_sums
 from sinkformer_pl.cli.help import print_asked_for
 from sinkformer_pl.cli.option_parser import OptionParser, at_least
@@ -92,14 +92,13 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
             f"{type(model.backbone).__name__} has no AttentionCore to look at: compose one (docs/extend.md)"
         )
     with evaluating(model):
-        probabilities, predicted = model(batch.inputs, batch.mask).float().softmax(-1).max(-1)
-    names, classes = data.names(split), data.classes
+        logits = model(batch.inputs, batch.mask).float()
+    probabilities = logits.sigmoid() if data.multi_label else logits.softmax(-1)
+    predicted = probabilities if data.multi_label else probabilities.argmax(-1)
+    true, best = (class_names(targets, data.classes, none="none") for targets in (batch.target, predicted))
+    names = [str(data.names(split)[index]) for index in batch.index.tolist()]
     tokens = tokens_of(model, batch.inputs, batch.mask, speller(data))
-    found = (batch.index.tolist(), batch.target.tolist(), predicted.tolist(), probabilities.tolist(), tokens)
-    samples = [
-        Sample(str(names[index]), classes[target], classes[best], probability, described)
-        for index, target, best, probability, described in zip(*found, strict=True)
-    ]
+    samples = list(map(Sample, names, true, best, probabilities.amax(-1).tolist(), tokens))
     normalization = readable(model.hparams["normalization"])
     metrics = content.get(METRICS_KEY) or {}
     facts = [

@@ -87,7 +87,12 @@ def _parser() -> OptionParser:
         "--output", default=OUTPUT, help=f"a .csv, .jsonl or .parquet file, or - for CSV to standard output ({OUTPUT})"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--top", type=at_least(1), default=1, help="how many classes of each input (1)")
+    parser.add_argument(
+        "--top", type=at_least(1), help="how many classes of each input at most (1; of multi-label models all)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="of multi-label models: the probability above which a class holds (0.5)"
+    )
     parser.add_argument("--features", type=Path, help="an .npz file for what the head classifies: features (n, D)")
     parser.add_argument("--attention", type=Path, help="an .npz file: ROW/LAYER (heads, queries, keys)")
     parser.add_argument("--skip_broken", action="store_true", help="a broken input is a row with its error")
@@ -120,7 +125,8 @@ def _predict(options: argparse.Namespace) -> None:
     if workers is None:
         piped = STANDARD_INPUT in options.paths
         workers = default_workers(1) if devices[0].type == "cuda" and not piped else 0
-    top = min(options.top, len(model.classes))
+    threshold = model.threshold(options.threshold)
+    top = min(options.top or (len(model.classes) if model.multi_label else 1), len(model.classes))
     tally = Tally()
     with _outputs(options, model, top) as write:
         for answered in _with_progress(
@@ -130,6 +136,7 @@ def _predict(options: argparse.Namespace) -> None:
                 batch_size=options.batch_size,
                 workers=workers,
                 top=top,
+                threshold=threshold,
                 skip_broken=options.skip_broken,
             )
         ):
@@ -191,10 +198,13 @@ def _sources(options: argparse.Namespace, model: TrainedModel) -> Sources:
             )
         if option == "lines" and tables == len(options.paths):
             raise UserError("--lines: of other files than tables, and all inputs are tables; leave it out")
+    if model.multi_label and options.label:
+        raise UserError(f"--label {options.label}: of models of one class an input; leave it out, and use test")
     return Sources(
         options.paths,
         kind,
-        model.classes,
+        # Folders have names of one class.
+        () if model.multi_label else model.classes,
         lines=options.lines,
         text=options.text or model.text_column,
         label=options.label,

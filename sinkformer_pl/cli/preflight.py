@@ -227,13 +227,15 @@ def rehearse_normalizations(model: nn.Module) -> None:
 
 
 def try_samples(model: pl.LightningModule, data: ClassificationData, command: str) -> None:
-    """Pass a few samples through the network, which says what data it isn't built for.
+    """Pass a few samples through the network, which says what data it isn't built for; compare class weights with it.
 
     Args:
         model: the task.
         data: set up.
         command: whose splits the samples are from.
     """
+    if command == "fit":
+        getattr(model, "weigh_classes", lambda data: None)(data)
     with isolate_rng(), evaluating(model):
         for dataset in (data.datasets[split] for split in SPLITS[command]):
             for place in dataset.extremes:

@@ -28,7 +28,7 @@ from sinkformer_pl.cli.warning_filters import filter_warnings
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.tasks.initialization import Initialization, init_from
-from sinkformer_pl.tasks.protocol import arguments_from, made_with, monitors_of
+from sinkformer_pl.tasks.protocol import arguments_from, lowest_is_best, made_with, monitors_of
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.best_checkpoint import BestCheckpoint
 from sinkformer_pl.training.checkpoint_io import use_verified
@@ -277,7 +277,8 @@ class Run:
         monitor = self.record["monitor"] if validating else None
         if monitor is not None:
             callback_checks.require_metric("monitor", monitor, self.model)
-        return BestCheckpoint(self.folder / CHECKPOINTS, monitor)
+        lowest = monitor is not None and lowest_is_best(self.model, monitor)
+        return BestCheckpoint(self.folder / CHECKPOINTS, monitor, "min" if lowest else "max")
 
     def _see_what_is_left(self) -> None:
         """Say so if the checkpoint is already at the end."""

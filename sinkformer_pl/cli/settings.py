@@ -54,7 +54,7 @@ class RunSettings:
         seed_everything: Seed of weights and dropout; true draws one.
         name: Name of the run, and of its folder.
         plugins: Modules with your own classes, imported first: --plugins a,b
-        monitor: What best.ckpt is best in: the highest, or the lowest if the name has 'loss' in it.
+        monitor: What best.ckpt is best in: the highest, or the lowest of a loss or a metric of which lower is better.
         require_finite: Stop at the step whose loss or gradients aren't finite, before they change the weights.
         checkpoint_every: Write last.ckpt within epochs, too: every so many optimizer steps (500), or so often (90s,
             10min).

@@ -60,7 +60,10 @@ class Spec:
     def plain(self) -> dict[str, Any]:
         """Return class and arguments as plain data, defaults filled in; the arguments alone if the place is fixed."""
         parameters = self.place.arguments_of(self.cls)
+        # What follows from the data can't be given.
+        linked: Mapping[str, str] = getattr(self.cls, "from_data", {})
         names = [name for name, p in parameters.items() if name in self.arguments or p.default is not p.empty]
+        names = [name for name in names if name not in linked]
         arguments = {name: as_plain(self[name]) for name in names}
         if self.place.fixed:
             return arguments

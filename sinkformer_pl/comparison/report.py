@@ -59,11 +59,6 @@ class Difference:
     interval: tuple[float, float] | None
 
 
-def lower_is_better(metric: str) -> bool:
-    """Tell whether a metric is a loss."""
-    return metric.endswith("loss")
-
-
 def summaries(results: Sequence[Result], metric: str) -> list[Summary]:
     """Summarize each normalization over its seeds, in the order of the results.
 
@@ -114,7 +109,9 @@ def differences(results: Sequence[Result], metric: str) -> list[Difference]:
     return found
 
 
-def write_report(results: Sequence[Result], *, metric: str, root: Path, command: str, machine: str) -> str:
+def write_report(
+    results: Sequence[Result], *, metric: str, root: Path, command: str, machine: str, lowest: bool | None = None
+) -> str:
     """Write `runs.csv`, `curves.csv`, `summary.md` and `comparison.png` into the folder.
 
     Args:
@@ -123,6 +120,7 @@ def write_report(results: Sequence[Result], *, metric: str, root: Path, command:
         root: the folder of the comparison.
         command: what makes it.
         machine: where it was made.
+        lowest: whether the lowest figure is best; None for that of a loss.
 
     Returns:
         The content of `summary.md`.
@@ -130,7 +128,7 @@ def write_report(results: Sequence[Result], *, metric: str, root: Path, command:
     _write_runs(results, root / "runs.csv")
     _write_curves(results, root / "curves.csv")
     draw(results, metric, root / "comparison.png")
-    text = _markdown(results, metric, command, machine)
+    text = _markdown(results, metric, command, machine, metric.endswith("loss") if lowest is None else lowest)
     (root / "summary.md").write_text(text, encoding="utf-8")
     return text
 
@@ -168,8 +166,7 @@ def _write_curves(results: Sequence[Result], path: Path) -> None:
     write_csv(path, ["normalization", "seed", "epoch", *CURVES], rows)
 
 
-def _markdown(results: Sequence[Result], metric: str, command: str, machine: str) -> str:
-    lowest = lower_is_better(metric)
+def _markdown(results: Sequence[Result], metric: str, command: str, machine: str, lowest: bool) -> str:
     unit = "" if lowest else ", %"
     lines = [f"    {command}", "", machine, "", f"{metric}{unit}, of the checkpoint that is best on validation:", ""]
     lines += markdown_table(

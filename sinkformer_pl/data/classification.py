@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sinkformer_pl.batch import Sample
+from sinkformer_pl.class_weights import ClassWeights
 from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.identity import identity_of, require_same
 from sinkformer_pl.data.loading import ResumableLoader, default_workers
@@ -21,6 +22,7 @@ from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
+from sinkformer_pl.data.targets import counts_of, renumbered, require_targets, sample_weights
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from, samples_from
 from sinkformer_pl.training.checkpoint_match import require_classes
@@ -45,6 +47,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         num_classes: their number; both are known right after construction, so that a model can be built from them.
         found_classes: those of the data, which are other ones than those of a checkpoint where classes are absent or
             in another order. The targets that `make_datasets` gives are indices into them.
+        multi_label: whether a sample has any number of classes; its target is then a row of bools, one for each. A
+            subclass sets it in its `__init__`, behind `super().__init__`; False by default.
         preprocessing: of evaluation; None where a subclass has no such thing.
         preprocessing_class: its class, likewise.
         datasets: the three splits, empty before `setup`.
@@ -61,6 +65,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
         pin_memory: bool | None = None,
         val_fraction: float = 0.1,
         seed: int = 0,
+        sampling: ClassWeights | None = None,
     ) -> None:
         """Check the arguments; nothing is read or written.
 
@@ -73,6 +78,9 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 where there is a GPU.
             val_fraction: share of the training samples that is kept for validation, in (0, 1).
             seed: of the division, the order and everything random about a sample.
+            sampling: how training samples are drawn, with replacement: "balanced", all classes alike; or in proportion
+                to the weight of their class, a list in the order of the classes or weights by name (1 for the others).
+                None draws each sample once an epoch.
 
         Raises:
             UserError: an argument out of its range, no class, or names that don't tell them apart.
@@ -99,6 +107,8 @@ class ClassificationData(pl.LightningDataModule, ABC):
         self.pin_memory = pin_memory
         self.val_fraction = val_fraction
         self.seed = seed
+        self.sampling = sampling
+        self.multi_label = False
         self.preprocessing: Preprocessing | None = None
         self.datasets: dict[Split, LabelledDataset] = {}
 
@@ -129,6 +139,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             "classes": list(self.classes),
             "preprocessing": None if self.preprocessing is None else self.preprocessing.plain(),
             "samples": self._identity(),
+            "multi_label": self.multi_label,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,7 +181,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             UserError: something is missing, or these data have classes that the checkpoint doesn't know.
         """
         learnt = learnt_from(checkpoint)
-        require_classes(checkpoint, self.found_classes, path)
+        require_classes(checkpoint, self.found_classes, path, multi_label=self.multi_label)
         before, self.classes = self.classes, tuple(learnt.get("classes") or self.classes)
         saved = learnt.get("preprocessing") or {}
         preprocessing = self.preprocessing_of(saved)
@@ -234,7 +245,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 f"{type(self).__name__}.make_datasets: return a dictionary with a LabelledDataset for each of "
                 f"{', '.join(get_args(Split))}"
             )
-        if 0 < (samples := len(datasets["train"])) < len(self.found_classes):
+        if 0 < (samples := len(datasets["train"])) < len(self.found_classes) and not self.multi_label:
             raise UserError(
                 f"{self.origin}: {len(self.found_classes)} classes, but {samples} training samples; give more "
                 "samples, or correct the classes"
@@ -242,14 +253,11 @@ class ClassificationData(pl.LightningDataModule, ABC):
         for split, dataset in datasets.items():
             if not len(dataset):
                 raise UserError(f"{self.origin}: the {split} split has no samples; give some")
-            for target in {int(dataset.targets.min()), int(dataset.targets.max())} - {*range(len(self.found_classes))}:
-                raise UserError(
-                    f"{type(self).__name__}: a target of the {split} split is {target}; give places in its classes, "
-                    f"0 to {len(self.found_classes) - 1}"
-                )
+            number, owner = len(self.found_classes), type(self).__name__
+            require_targets(dataset.targets, number, multi_label=self.multi_label, owner=owner, split=split)
         _renumber(datasets, self.found_classes, self.classes)
         for split, dataset in datasets.items():
-            counts = torch.bincount(dataset.targets, minlength=self.num_classes)
+            counts = counts_of(dataset.targets, self.num_classes)
             absent = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
             if absent:
                 warnings.warn(
@@ -258,6 +266,16 @@ class ClassificationData(pl.LightningDataModule, ABC):
                     stacklevel=2,
                 )
         self.datasets = dict(datasets)
+        self._sample_weights()
+
+    @property
+    def class_counts(self) -> Tensor:
+        """How many training samples each class has, (num_classes,) int64; after `setup`."""
+        return counts_of(self.datasets["train"].targets, self.num_classes)
+
+    def _sample_weights(self) -> Tensor | None:
+        targets = self.datasets["train"].targets
+        return None if self.sampling is None else sample_weights(self.sampling, targets, self.classes)
 
     def _divide(
         self, targets: Tensor, groups: Sequence[str] | None = None, *, unit: str = "samples"
@@ -309,6 +327,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
             lengths=self.datasets[split].lengths if training else None,
+            weights=self._sample_weights() if training else None,
             batch_size=self.batch_size,
         )
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -336,12 +355,9 @@ class ClassificationData(pl.LightningDataModule, ABC):
 def _renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], now: Sequence[str]) -> None:
     """Make targets that are places in `before` places of the same names in `now`, which has those of all samples."""
     if tuple(before) != tuple(now):
-        numbers = {name: place for place, name in enumerate(now)}
-        # A checkpoint that was taken before may have had classes that no sample is of.
-        places = torch.tensor([numbers.get(name, -1) for name in before])
         # Two splits may be one data set.
         for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
-            dataset.targets = places[dataset.targets]
+            dataset.targets = renumbered(dataset.targets, before, now)
 
 
 def _listed(value: Any) -> Any:

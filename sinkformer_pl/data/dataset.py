@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +22,7 @@ class LabelledDataset(Dataset[Sample], ABC):
     """One split: a subclass writes `inputs`.
 
     Attributes:
-        targets: (n,) int64 class indices.
+        targets: (n,) int64 class indices; of multi-label data (n, num_classes) bool, True where a class holds.
         names: n names, for prediction files and messages.
         preprocessing: of evaluation, where it isn't the subclass's own affair.
     """
@@ -77,4 +78,9 @@ class LabelledDataset(Dataset[Sample], ABC):
         inputs = self.inputs(draw)
         if not isinstance(inputs, Tensor):
             raise UserError(f"{type(self).__name__}.inputs: gave a {type(inputs).__name__}; return a tensor")
-        return Sample(inputs, int(self.targets[draw.index]) if draw.counted else UNCOUNTED, draw.index)
+        target = self.targets[draw.index]
+        if target.ndim:
+            return Sample(
+                inputs, target.float() if draw.counted else torch.full(target.shape, UNCOUNTED).float(), draw.index
+            )
+        return Sample(inputs, int(target) if draw.counted else UNCOUNTED, draw.index)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_warn
 
+from sinkformer_pl.batch import class_names
 from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.errors import UserError
 
@@ -63,7 +64,7 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], path: str | P
 
 
 def _digest(dataset: LabelledDataset, classes: Sequence[str]) -> str:
-    names = "\n".join(classes[target] for target in dataset.targets.tolist())
+    names = "\n".join(class_names(dataset.targets, classes))
     return hashlib.sha256(dataset.fingerprint + names.encode()).hexdigest()
 
 

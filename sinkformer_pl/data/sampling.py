@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from sinkformer_pl.errors import UserError
@@ -33,7 +34,9 @@ class EpochSampler(DistributedSampler):
     for any number of loader workers, and the same set of them for any number of ranks.
 
     Training (`shuffle`): another order and other seeds each epoch; up to `world_size - 1` samples are left out, since
-    a rank with a batch more than another would wait for it forever. With `lengths`, the samples of a batch, over all
+    a rank with a batch more than another would wait for it forever. With `weights`, an epoch is as many draws with
+    replacement, each in proportion to its weight; a seed is then of (seed, epoch, place in the epoch), so that a sample
+    that is drawn twice isn't changed in the same way twice. With `lengths`, the samples of a batch, over all
     ranks, are of similar length: they are shuffled, sorted by length within windows of some batches, and the batches
     shuffled; an incomplete batch stays the last.
     Evaluation, whatever the epoch: the batches of a single process, in order, dealt to the ranks in turn; so a sample
@@ -54,6 +57,7 @@ class EpochSampler(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
         lengths: Sequence[int] | None = None,
+        weights: Sequence[float] | Tensor | None = None,
         batch_size: int = 1,
     ) -> None:
         """Prepare epoch 0.
@@ -65,6 +69,7 @@ class EpochSampler(DistributedSampler):
             rank: this process's place, 0 <= rank < world_size.
             world_size: number of processes that share the split.
             lengths: of each sample of the split; without meaning for evaluation.
+            weights: of each sample of the split, 0 or more, some above 0; likewise. None draws each sample once.
             batch_size: draws per batch and process.
 
         Raises:
@@ -75,6 +80,7 @@ class EpochSampler(DistributedSampler):
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         self.batch_size = batch_size
         self.start = 0
 
@@ -90,15 +96,20 @@ class EpochSampler(DistributedSampler):
         entropy = (self.seed, self.epoch if self.shuffle else 0)
         # Halved, since torch takes seeds as signed 64-bit integers.
         seeds = np.random.SeedSequence(entropy).generate_state(self.size, np.uint64) >> np.uint64(1)
+        first = seeds[:1]
         if self.shuffle:
-            order, idle = self._shuffled(np.random.default_rng(entropy))[self.rank :: self.num_replicas], False
-            order = order[: len(self)]
+            order, idle = self._shuffled(np.random.default_rng(entropy)), False
+            # Seeds of places in the epoch, where a sample may come more than once.
+            seeds = seeds[order] if self.weights is None else seeds
+            own = np.arange(self.size)[self.rank :: self.num_replicas][: len(self)]
+            order, seeds = order[own], seeds[own]
         else:
             order, idle = self._dealt()
-        for index in order[self.start :].tolist():
-            yield Draw(index, int(seeds[index]))
+            seeds = seeds[order]
+        for index, seed in zip(order[self.start :].tolist(), seeds[self.start :].tolist(), strict=True):
+            yield Draw(index, seed)
         if idle:
-            yield Draw(0, int(seeds[0]), counted=False)
+            yield Draw(0, int(first[0]), counted=False)
 
     def _dealt(self) -> tuple[np.ndarray, bool]:
         """This rank's samples of an evaluation, and whether it has no batch in the last round."""
@@ -108,7 +119,10 @@ class EpochSampler(DistributedSampler):
         return order[order // self.batch_size % self.num_replicas == self.rank], idle
 
     def _shuffled(self, rng: np.random.Generator) -> np.ndarray:
-        order = rng.permutation(self.size)
+        if self.weights is None:
+            order = rng.permutation(self.size)
+        else:
+            order = rng.choice(self.size, self.size, p=self.weights / self.weights.sum())
         # Of all ranks together, since they draw in turn: their batches of one step are then equally long.
         batch = self.batch_size * self.num_replicas
         batches = self.size // batch

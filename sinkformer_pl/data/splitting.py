@@ -15,7 +15,7 @@ def stratified_split(
     """Divide samples into training and validation, each class in proportion.
 
     Args:
-        targets: (n,) int64 class indices.
+        targets: (n,) int64 class indices, or of multi-label data (n, classes) bool.
         val_fraction: share of validation samples, in (0, 1).
         seed: non-negative; the division depends on it, `targets` and `groups` alone.
         groups: the n samples' groups, none of which is divided; None where each sample is one of its own.
@@ -24,11 +24,13 @@ def stratified_split(
         Sorted indices of the training and of the validation samples, disjoint and complete: `val_fraction * n`,
         rounded, for validation, but for the rule that a class with two samples or more has one in each part (and a
         class with a single one has it in training). With groups, each class is about as near to its share as
-        whole groups allow, and those with two groups or more are in both parts where possible.
+        whole groups allow, and those with two groups or more are in both parts where possible. The classes of multi-
+        label data are as near as whole samples allow.
     """
     rng = np.random.default_rng(seed)
     labels = targets.numpy()
-    if groups is not None:
+    if groups is not None or targets.ndim == 2:
+        groups = [str(place) for place in range(len(labels))] if groups is None else groups
         taken = _choose_groups(labels, groups, val_fraction, rng)
         return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))
     classes, counts = np.unique(labels, return_counts=True)
@@ -49,11 +51,17 @@ def stratified_split(
 def _choose_groups(
     labels: np.ndarray, groups: Sequence[str], val_fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return which samples are for validation."""
+    """Return which samples are for validation; labels are (n,) or (n, classes)."""
     numbers: dict[str, int] = {}
     members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    counts = np.zeros((len(numbers), int(labels.max(initial=-1)) + 1))
-    np.add.at(counts, (members, labels), 1)
+    if labels.ndim == 2:
+        # The last column is of all samples, some of which have no class.
+        rows = np.column_stack([labels > 0.5, np.ones(len(labels))])
+        counts = np.zeros((len(numbers), rows.shape[1]))
+        np.add.at(counts, members, rows)
+    else:
+        counts = np.zeros((len(numbers), int(labels.max(initial=-1)) + 1))
+        np.add.at(counts, (members, labels), 1)
     missing = val_fraction * counts.sum(axis=0)
     taken = np.zeros(len(numbers), dtype=bool)
     # Later rounds give back and exchange what the first took by chance.

@@ -46,9 +46,9 @@ class Sample:
 
     Attributes:
         name: as in prediction files.
-        target: its class.
-        predicted: the class that the network gives it.
-        probability: of that class.
+        target: its class, or classes.
+        predicted: what the network gives it.
+        probability: of the likeliest class.
         tokens: what its tokens are.
     """
 

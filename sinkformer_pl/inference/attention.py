@@ -49,14 +49,20 @@ class Attention:
         """Draw the tokens, coloured by the attention that they receive; the weights where tokens can't be drawn."""
         from sinkformer_pl.diagnostics.pictures import draw_inputs, draw_maps
 
-        drawn = draw_inputs(self.layers, [self.tokens], [self.prediction.label], self.prediction.name)
+        drawn = draw_inputs(self.layers, [self.tokens], [self._label], self.prediction.name)
         return drawn or draw_maps(self.layers, 0, self.prediction.name)
+
+    @property
+    def _label(self) -> str:
+        return ", ".join(self.prediction.labels)
 
     def _repr_html_(self) -> str:
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png")
         picture = base64.b64encode(buffer.getvalue()).decode()
-        said = f"{self.prediction.name}: {self.prediction.label} {self.prediction.probability:.3f}"
+        said = f"{self.prediction.name}: " + ", ".join(
+            f"{label} {score:.3f}" for label, score in self.prediction.chosen[: len(self.prediction.labels)]
+        )
         return f'<p>{escape(said)}</p><img src="data:image/png;base64,{picture}" alt="attention">'
 
 

@@ -108,6 +108,7 @@ def _metadata(model: TrainedModel, network: Classifier) -> dict[str, str]:
     """Return what a program's user needs beside it, as one JSON text."""
     described = {
         "classes": list(model.classes),
+        "multi_label": model.multi_label,
         "preprocessing": model.preprocessing.plain(),
         "tokens": network.backbone.token_limits,
         "out_dim": network.backbone.out_dim,

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own docum
 from torch import Tensor
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks.classification import NetworkOutputs
+from sinkformer_pl.tasks.outputs import NetworkOutputs
 from sinkformer_pl.training.weights_file import KEY, needs, read_safetensors
 
 NAMES = ("inputs", "mask")

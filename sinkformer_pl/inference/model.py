@@ -32,7 +32,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         features: (B, D) of the backbone.
-        probabilities: (B, C) float32, rows sum to 1.
+        probabilities: (B, C) float32; rows sum to 1, but of a multi-label model.
     """
 
     features: Tensor
@@ -46,6 +46,7 @@ class TrainedModel:
         network: the classifier, in evaluation mode; or an exported one.
         out_dim: width of the features.
         classes: class names in the order of its outputs.
+        multi_label: whether an input has any number of them.
         preprocessing: makes the network's input of a raw one.
         device: of the network.
         plugins: modules that its classes need.
@@ -71,8 +72,11 @@ class TrainedModel:
             network.eval().to(self.device)
         self.classes, self.preprocessing = learnt.classes, learnt.preprocessing
         self.plugins, self.text_column = tuple(plugins), text_column
+        self.multi_label: bool = network.hparams.get("multi_label", False)
 
-    def predict(self, inputs: Any, *, top: int | None = None, batch_size: int = 32) -> Predictions:
+    def predict(
+        self, inputs: Any, *, top: int | None = None, threshold: float | None = None, batch_size: int = 32
+    ) -> Predictions:
         """Return the classes of inputs with their probabilities.
 
         Args:
@@ -80,17 +84,37 @@ class TrainedModel:
                 (3, H, W) of images, uint8 or float in [0, 1]; arrays or tensors (N, 3 or more) of clouds; strings,
                 which are texts for a model of texts and paths for any other.
             top: how many classes of each are kept; None for all.
+            threshold: of a multi-label model the probability above which a class holds; None is one half.
             batch_size: how many go through the network at once; ragged ones are padded.
 
         Raises:
-            UserError: an input that can't be read, or that is none for this model; a number that isn't 1 or more.
+            UserError: an input that can't be read, or that is none for this model; a number that isn't 1 or more; a
+                threshold of a model of one class an input.
         """
         _require_count("top", top)
+        threshold = self.threshold(threshold)
         batches = [
-            ranked(names, self.classes, outputs.probabilities, top)
+            ranked(names, self.classes, outputs.probabilities, top, threshold)
             for names, outputs in self._outputs(inputs, batch_size)
         ]
         return Predictions([prediction for batch in batches for prediction in batch])
+
+    def threshold(self, given: float | None) -> float | None:
+        """Return the probability above which a class holds; None for a model of one class an input.
+
+        Args:
+            given: by the user; None for the default, one half.
+
+        Raises:
+            UserError: one of a model without, or beyond 0 and 1.
+        """
+        if given is None:
+            return 0.5 if self.multi_label else None
+        if not self.multi_label:
+            raise UserError(f"threshold {given}: the model gives an input one class; leave it out")
+        if not 0 <= given <= 1:
+            raise UserError(f"threshold {given}: give a probability, 0 to 1")
+        return given
 
     def features(self, inputs: Any, *, batch_size: int = 32) -> Tensor:
         """Return what the head classifies, (n, D) float32 on the CPU; arguments are those of `predict`."""
@@ -109,7 +133,8 @@ class TrainedModel:
         prepared = _sound(prepare(items, self.preprocessing))
         layers = self.attention_of(prepared)
         tokens = tokens_of(self._shown(), *self._moved(prepared), speller(self.preprocessing))
-        [prediction] = ranked([items[0].name], self.classes, self.run(prepared).probabilities)
+        probabilities = self.run(prepared).probabilities
+        [prediction] = ranked([items[0].name], self.classes, probabilities, threshold=self.threshold(None))
         return Attention(prediction, layers, tokens[0])
 
     @torch.inference_mode()
@@ -117,7 +142,7 @@ class TrainedModel:
         """Run the network on a batch whose inputs aren't None."""
         inputs, mask = self._moved(prepared)
         features, logits = self.network.outputs(inputs, mask)
-        return Outputs(features, logits.float().softmax(-1))
+        return Outputs(features, logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1))
 
     def attention_of(self, prepared: Prepared) -> list[LayerAttention]:
         """Return the attention of every layer on a batch whose inputs aren't None.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -18,10 +18,12 @@ class Prediction:
     Attributes:
         name: a path, or the place of the input among those that were given.
         scores: classes with their probabilities, the likeliest first.
+        threshold: of a multi-label model, the probability above which a class holds; None for one class an input.
     """
 
     name: str
     scores: tuple[tuple[str, float], ...]
+    threshold: float | None = None
 
     @property
     def label(self) -> str:
@@ -32,6 +34,16 @@ class Prediction:
     def probability(self) -> float:
         """That of the likeliest class."""
         return self.scores[0][1]
+
+    @property
+    def chosen(self) -> tuple[tuple[str, float], ...]:
+        """The scores of a multi-label model above the threshold, perhaps none; else all."""
+        return tuple(pair for pair in self.scores if self.threshold is None or pair[1] > self.threshold)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of `chosen`; of a model of one class an input the likeliest alone."""
+        return (self.label,) if self.threshold is None else tuple(name for name, _ in self.chosen)
 
     def _repr_html_(self) -> str:
         return Predictions([self])._repr_html_()
@@ -61,13 +73,13 @@ class Predictions(Sequence[Prediction]):
         return iter(self._predictions)
 
     @property
-    def labels(self) -> list[str]:
-        """The likeliest class of each."""
-        return [prediction.label for prediction in self]
+    def labels(self) -> list[Any]:
+        """The likeliest class of each, or of a multi-label model the classes of each, a tuple."""
+        return [p.label if p.threshold is None else p.labels for p in self]
 
     def __repr__(self) -> str:
         lines = [
-            f"{p.name}: " + ", ".join(f"{name} {score:.3f}" for name, score in p.scores[:SHOWN_CLASSES])
+            f"{p.name}: " + ", ".join(f"{name} {score:.3f}" for name, score in p.chosen[:SHOWN_CLASSES])
             for p in self[:SHOWN_ROWS]
         ]
         return "\n".join([*lines, *_rest(len(self))])
@@ -75,7 +87,7 @@ class Predictions(Sequence[Prediction]):
     def _repr_html_(self) -> str:
         rows = [
             f"<tr><td>{escape(p.name)}</td>"
-            + "".join(f"<td>{escape(name)} {score:.3f}</td>" for name, score in p.scores[:SHOWN_CLASSES])
+            + "".join(f"<td>{escape(name)} {score:.3f}</td>" for name, score in p.chosen[:SHOWN_CLASSES])
             + "</tr>"
             for p in self[:SHOWN_ROWS]
         ]
@@ -84,7 +96,11 @@ class Predictions(Sequence[Prediction]):
 
 
 def ranked(
-    names: Sequence[str], classes: Sequence[str], probabilities: Tensor, top: int | None = None
+    names: Sequence[str],
+    classes: Sequence[str],
+    probabilities: Tensor,
+    top: int | None = None,
+    threshold: float | None = None,
 ) -> list[Prediction]:
     """Make predictions of a batch.
 
@@ -93,10 +109,11 @@ def ranked(
         classes: names of the C classes.
         probabilities: (B, C).
         top: how many classes of each are kept; None for all.
+        threshold: of `Prediction`.
     """
     scores, places = probabilities.cpu().topk(min(top or len(classes), len(classes)), dim=-1)
     return [
-        Prediction(name, tuple((classes[place], score) for place, score in zip(row, values, strict=True)))
+        Prediction(name, tuple((classes[place], score) for place, score in zip(row, values, strict=True)), threshold)
         for name, row, values in zip(names, places.tolist(), scores.tolist(), strict=True)
     ]
 

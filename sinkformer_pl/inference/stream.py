@@ -82,6 +82,7 @@ def answers(
     batch_size: int,
     workers: int = 0,
     top: int | None = None,
+    threshold: float | None = None,
     skip_broken: bool = False,
 ) -> Iterator[Answered]:
     """Yield batches in order, each with its predictions.
@@ -92,6 +93,7 @@ def answers(
         batch_size: inputs of a batch.
         workers: processes that read and prepare inputs; 0 does so in this one.
         top: how many classes of each input are kept; None for all.
+        threshold: as of `TrainedModel.threshold`.
         skip_broken: whether a broken input is a row with its error.
 
     Raises:
@@ -111,9 +113,9 @@ def answers(
         model = models[number % len(models)]
         pending.append((prepared, None if prepared.inputs is None else model.run(prepared)))
         if len(pending) >= len(models):
-            yield from _finished(*pending.popleft(), models[0].classes, top, skip_broken)
+            yield from _finished(*pending.popleft(), models[0].classes, (top, threshold), skip_broken)
     while pending:
-        yield from _finished(*pending.popleft(), models[0].classes, top, skip_broken)
+        yield from _finished(*pending.popleft(), models[0].classes, (top, threshold), skip_broken)
 
 
 class _Batches(IterableDataset[Prepared]):
@@ -131,10 +133,14 @@ class _Batches(IterableDataset[Prepared]):
 
 
 def _finished(
-    prepared: Prepared, outputs: Outputs | None, classes: Sequence[str], top: int | None, skip_broken: bool
+    prepared: Prepared,
+    outputs: Outputs | None,
+    classes: Sequence[str],
+    kept: tuple[int | None, float | None],
+    skip_broken: bool,
 ) -> Iterator[Answered]:
     names = [item.name for item, error in zip(prepared.items, prepared.errors, strict=True) if error is None]
-    predictions = iter([] if outputs is None else ranked(names, classes, outputs.probabilities, top))
+    predictions = iter([] if outputs is None else ranked(names, classes, outputs.probabilities, *kept))
     rows: list[Row] = []
     stop: str | None = None
     good = 0

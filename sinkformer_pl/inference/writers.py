@@ -42,7 +42,10 @@ def table_writer(path: Path, *, top: int, extra: Sequence[str]) -> Iterator[Writ
 
 
 def csv_writer(file: TextIO, top: int, extra: Sequence[str]) -> Write:
-    """Return what writes rows as CSV: name, class, probability, class_2, probability_2 and so on."""
+    """Return what writes rows as CSV: name, class, probability, class_2, probability_2 and so on.
+
+    Of a multi-label model a row has the classes that hold, and its other cells are empty.
+    """
     writer = csv.writer(file)
     writer.writerow(_columns(top, extra))
 
@@ -122,7 +125,7 @@ def _columns(top: int, extra: Sequence[str]) -> list[str]:
 
 
 def _scores(row: Row) -> Sequence[tuple[str, float]]:
-    return () if row.prediction is None else row.prediction.scores
+    return () if row.prediction is None else row.prediction.chosen
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -12,51 +12,29 @@ from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from sinkformer_pl.batch import Batch
+from sinkformer_pl.class_weights import ClassWeights, from_data
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.factories import as_factory, describe
+from sinkformer_pl.factories import as_factory, describe, plain
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.tasks.freezing import Frozen
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
-from sinkformer_pl.tasks.metrics import StageMetrics
-from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation
+from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
+from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, require_valid
+from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction
 from sinkformer_pl.tasks.parts import Patterns, as_list
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
+from sinkformer_pl.tasks.stage_metrics import StageMetrics
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
-from sinkformer_pl.training.step_count import steps_left
+from sinkformer_pl.training.step_count import share_of_step, steps_left
 
 STEPS_KEY = "sinkformer_pl_steps"
 
 PROGRESS_BAR = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-
-
-class Prediction(NamedTuple):
-    """Output of `predict` for a batch.
-
-    Attributes:
-        index: (B,) int64, the place of each sample in its split.
-        probabilities: (B, num_classes) float32, rows sum to 1.
-    """
-
-    index: Tensor  # type: ignore[assignment]
-    probabilities: Tensor
-
-
-class NetworkOutputs(NamedTuple):
-    """Outputs of a network for a batch.
-
-    Attributes:
-        features: (B, D).
-        logits: (B, num_classes).
-    """
-
-    features: Tensor
-    logits: Tensor
 
 
 class Classifier(pl.LightningModule):
@@ -64,8 +42,13 @@ class Classifier(pl.LightningModule):
 
     Logs, over each epoch, `loss` and `accuracy` (top-1) as `train/...`, `val/...`, `test/...`; for val and test also
     `accuracy_macro`, the mean over the classes that have samples there; for test also `accuracy_class/NAME` for each
-    of these. Label smoothing is in the loss of the training alone. `confusion["val"]` and `confusion["test"]` hold the
-    confusion matrix (num_classes, num_classes) of the last evaluation, a row for each true class.
+    of these. Label smoothing and class weights are in the loss of the training alone. `confusion["val"]` and
+    `confusion["test"]` hold the confusion matrix (num_classes, num_classes) of the last evaluation, a row for each true
+    class.
+
+    Of multi-label data `accuracy` is the share of right decisions over samples and classes, each at a probability of
+    one half; for val and test beside it `exact_match`, the share of samples all of whose decisions are right, and
+    `f1_macro`, the mean over the classes that hold somewhere; for test `f1_class/NAME`. There is no confusion matrix.
 
     The arguments are kept as plain data in `hparams`: `Classifier.load_from_checkpoint(path)` needs nothing else and
     works with `weights_only=True`. It imports the classes that the checkpoint names.
@@ -80,6 +63,13 @@ class Classifier(pl.LightningModule):
         loss: makes the loss, one of `tasks.losses` or a `Loss` of the user's own.
         freeze: names of parts that aren't trained, such as "backbone.embed" or "backbone.blocks.0-3"
             (`parts.Patterns`); see `Frozen`.
+        class_weights: weights of the classes in the training's loss, see `Loss.mean`: a list in the order of the
+            classes, weights by class name (1 for the others), or "balanced", from the counts of the training samples:
+            as scikit-learn's; of multi-label data negatives / positives.
+        metrics: further metrics of validation and test, logged as `val/NAME` and `test/NAME`, see `named_metrics`:
+            "F1Score, AUROC(average=weighted)", or a list.
+        multi_label: whether a sample has any number of classes, so that targets are (B, num_classes) of 0 and 1; the
+            command line takes it from the data.
 
     Raises:
         ValueError: a number out of range, here or in the network; a backbone without `out_dim`; a name in `freeze`
@@ -87,10 +77,13 @@ class Classifier(pl.LightningModule):
         TypeError: a factory that isn't a class, a `functools.partial` of one, or their saved form.
     """
 
-    monitors = ("val/accuracy", "val/accuracy_macro", "val/loss", "train/accuracy", "train/loss")
+    monitors: Sequence[str] = ("val/accuracy", "val/accuracy_macro", "val/loss", "train/accuracy", "train/loss")
     """Metrics that are logged each epoch and can choose a checkpoint; the first one does by default."""
 
-    from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes"}
+    minimized: Sequence[str] = ()
+    """Those that are best when lowest, beside losses."""
+
+    from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes", "multi_label": "multi_label"}
     """Arguments that follow from the data."""
 
     def __init__(
@@ -103,6 +96,9 @@ class Classifier(pl.LightningModule):
         schedule: ScheduleFactory = Constant,
         loss: LossFactory = CrossEntropy,
         freeze: Patterns = (),
+        class_weights: ClassWeights | None = None,
+        metrics: str | Sequence[Any] = (),
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -114,12 +110,7 @@ class Classifier(pl.LightningModule):
         self._optimizer = as_factory(optimizer, Optimizer)
         self.schedule: Schedule = as_factory(schedule, Schedule)()
         make_loss = as_factory(loss, Loss)
-        try:
-            # Only to have a wrong argument refused now rather than when training starts.
-            self._optimizer([nn.Parameter(torch.zeros(1))])
-        except ValueError as error:
-            name = describe(self._optimizer)["class_path"].rpartition(".")[2]
-            raise UserError(f"model.optimizer {name}: {error}; give another value") from error
+        require_valid(self._optimizer)
         self.save_hyperparameters(
             {
                 "backbone": describe(make_backbone),
@@ -130,9 +121,12 @@ class Classifier(pl.LightningModule):
                 "schedule": describe(as_factory(schedule, Schedule)),
                 "loss": describe(make_loss),
                 "freeze": as_list(freeze),
+                "class_weights": plain(class_weights, "class_weights"),
+                "metrics": as_specs(metrics),
+                "multi_label": multi_label,
             }
         )
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.backbone = make_backbone(make_normalization)
         if not isinstance(getattr(self.backbone, "out_dim", None), int):
             name = type(self.backbone).__name__
@@ -145,11 +139,25 @@ class Classifier(pl.LightningModule):
                 f"model.label_smoothing {label_smoothing}: {type(self.loss).__name__} has none; leave it out"
             )
         self._frozen = Frozen(self, freeze, "model.freeze")
-        self.train_metrics = StageMetrics("train", num_classes)
-        self.val_metrics = StageMetrics("val", num_classes)
-        self.test_metrics = StageMetrics("test", num_classes)
+        self._add_metrics()
+        # What "balanced" and names stand for is known when a training starts.
+        self.register_buffer("class_weights", None, persistent=False)
+        if class_weights is not None and not isinstance(class_weights, str | Mapping):
+            self.weigh_classes(None)
         self.confusion: dict[str, Tensor] = {}
         self._steps: int | None = None
+
+    def _add_metrics(self) -> None:
+        num_classes, multi_label = self.hparams["num_classes"], self.multi_label
+        named = named_metrics(self.hparams["metrics"], num_classes, multi_label=multi_label)
+        self.train_metrics = StageMetrics("train", num_classes, multi_label=multi_label)
+        self.val_metrics = StageMetrics("val", num_classes, multi_label=multi_label, named=named)
+        self.test_metrics = StageMetrics("test", num_classes, multi_label=multi_label, named=named)
+        own = type(self).monitors
+        if multi_label:
+            own = ("val/f1_macro", "val/exact_match", *(name for name in own if name != "val/accuracy_macro"))
+        self.monitors = (*own, *(f"val/{metric.name}" for metric in named))
+        self.minimized = tuple(f"val/{metric.name}" for metric in named if metric.lowest_is_best)
 
     @override
     def train(self, mode: bool = True) -> "Classifier":
@@ -200,12 +208,36 @@ class Classifier(pl.LightningModule):
             )
         return NetworkOutputs(features, self.head(features))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of the classes, (B, num_classes) float32; of multi-label data each by itself."""
+        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.weigh_classes(getattr(self.trainer, "datamodule", None))
+
+    def weigh_classes(self, data: Any) -> None:
+        """Look up what class weights by name, or "balanced", stand for.
+
+        Args:
+            data: a data module that is set up; its `classes` and `class_counts` are asked for.
+
+        Raises:
+            UserError: weights that don't fit the classes, or data that don't know theirs.
+        """
+        if (given := self.hparams["class_weights"]) is not None:
+            weights = from_data(given, data, self.hparams["num_classes"], multi_label=self.multi_label)
+            self.class_weights = weights.float().to(self.device)
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.inputs, batch.mask)
-        loss = self.loss.mean(logits, batch.target, label_smoothing=self.label_smoothing)
+        loss = self.loss.mean(
+            logits, batch.target, class_weights=self.class_weights, label_smoothing=self.label_smoothing
+        )
         self.train_metrics.count(loss.detach(), logits.detach(), batch)
-        return loss * self._weight(len(batch.target), batch_idx)
+        return loss * (share_of_step(self.trainer, len(batch.target), batch_idx) if is_attached(self) else 1.0)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -218,7 +250,7 @@ class Classifier(pl.LightningModule):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         logits = self(batch.inputs, batch.mask)[batch.counted]
-        return Prediction(batch.index[batch.counted], logits.float().softmax(-1))
+        return Prediction(batch.index[batch.counted], self.probabilities(logits))
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -300,34 +332,19 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._steps = checkpoint.get(STEPS_KEY)
 
-    def _weight(self, size: int, batch_idx: int) -> float:
-        """Return the factor that makes a step over several batches the mean over its samples.
-
-        Lightning takes a plain sum / number.
-        """
-        if not is_attached(self):  # A step by itself.
-            return 1.0
-        parts, loader = self.trainer.accumulate_grad_batches, self.trainer.train_dataloader
-        if parts == 1 or not isinstance(loader, DataLoader) or loader.batch_size is None:
-            return 1.0
-        first = batch_idx // parts * parts
-        after = min(first + parts, int(self.trainer.num_training_batches))
-        samples = min(after * loader.batch_size, len(loader.sampler)) - first * loader.batch_size  # type: ignore[arg-type]
-        return size * parts / samples
-
     def _evaluate(self, metrics: StageMetrics, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)
         # Any class will do for samples that aren't counted.
         metrics.count(self.loss(logits, batch.target.clamp_min(0)), logits, batch)
 
     def _log_epoch(self, metrics: StageMetrics) -> None:
-        for key, value in metrics.figures(self._classes()).items():
+        for key, value in metrics.figures(self._classes(getattr(self.trainer, "datamodule", None))).items():
             name = f"{metrics.stage}/{key}"
             self.log(name, value, prog_bar=name in PROGRESS_BAR)
         if metrics.confusion_matrix is not None:
             self.confusion[metrics.stage] = metrics.confusion_matrix
 
-    def _classes(self) -> Sequence[str]:
-        """Names for the metrics of single classes: the data's, or their numbers."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "classes", ())
+    def _classes(self, data: Any) -> Sequence[str]:
+        """Names of the classes: the data's, or their numbers."""
+        names = getattr(data, "classes", ())
         return names or [str(label) for label in range(self.head.out_features)]

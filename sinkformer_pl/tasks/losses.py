@@ -15,50 +15,73 @@ from sinkformer_pl.errors import UserError
 class Loss(nn.Module, ABC):
     """The loss of each sample: a subclass writes `forward`, from which the mean in training follows.
 
+    Targets are (B,) int64 class indices, or of multi-label data (B, C) float, 1 where a class holds, else 0.
+
     Attributes:
-        takes_label_smoothing: whether `mean` heeds label smoothing; a task refuses it otherwise.
+        takes_label_smoothing: whether `mean` heeds label smoothing of class indices; a task refuses it otherwise.
     """
 
     takes_label_smoothing: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each sample, (B,), of the dtype of the logits or a wider one.
+        """Return the losses, of the shape of the target: of each sample, or of each sample and class.
 
         Args:
             logits: (B, C).
-            target: (B,) int64 class indices.
+            target: (B,) or (B, C).
         """
 
-    def mean(self, logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return what a training step descends, the mean over its samples.
+    def mean(
+        self, logits: Tensor, target: Tensor, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Return what a training step descends, the mean of the losses.
 
         Args:
             logits: (B, C).
-            target: (B,) int64 class indices.
-            label_smoothing: share of the target spread over all classes; 0 unless the class takes it.
+            target: (B,) or (B, C).
+            class_weights: (C,). Of class indices the mean is weighted: divided by the weights of the batch, as PyTorch
+                does. Of multi-label targets a class's losses are times its weight where it holds, as under PyTorch's
+                `pos_weight`.
+            label_smoothing: share of a target that goes to all classes, or, of multi-label ones, to both answers alike.
         """
-        return self(logits, target).mean()
+        smooth = (
+            target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing and target.ndim == 2 else target
+        )
+        losses = self(logits, smooth)
+        if class_weights is None:
+            return losses.mean()
+        if target.ndim == 2:
+            return (losses * (1 + (class_weights - 1) * target)).mean()
+        weights = class_weights[target]
+        return (losses * weights).sum() / weights.sum()
 
 
 class CrossEntropy(Loss):
-    """The negative log-likelihood of the classes."""
+    """The negative log-likelihood: of the class under softmax; of multi-label targets of each class under sigmoid."""
 
     takes_label_smoothing = True
 
     @override
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 2:
+            return F.binary_cross_entropy_with_logits(_precise(logits), target, reduction="none")
         return F.cross_entropy(logits, target, reduction="none")
 
     @override
-    def mean(self, logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    def mean(
+        self, logits: Tensor, target: Tensor, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        if target.ndim == 2:
+            return super().mean(logits, target, class_weights=class_weights, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, target, weight=class_weights, label_smoothing=label_smoothing)
 
 
 class FocalLoss(Loss):
-    """Cross-entropy in which samples weigh less the likelier their class is held: times (1 - p) ** gamma.
+    """Cross-entropy in which a sample weighs less the likelier its class is held: times (1 - p) ** gamma.
 
-    Lin et al., Focal Loss for Dense Object Detection, ICCV 2017; their alpha is a class weight.
+    Of multi-label targets each class is a question of its own. Lin et al., Focal Loss for Dense Object Detection, ICCV
+    2017; in the place of its alpha are class weights.
 
     Args:
         gamma: 0 or more; 0 is cross-entropy.
@@ -72,10 +95,19 @@ class FocalLoss(Loss):
 
     @override
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, target, reduction="none")
+        logits = _precise(logits)
+        if target.ndim == 2:
+            losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            others = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
+        else:
+            losses = F.cross_entropy(logits, target, reduction="none")
+            others = -torch.expm1(-losses)
         # Of powers below 1 the slope at 0 is infinite.
-        others = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
-        return others**self.gamma * losses
+        return others.clamp_min(torch.finfo(losses.dtype).tiny) ** self.gamma * losses
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 LossFactory = Callable[[], Loss]

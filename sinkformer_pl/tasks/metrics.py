@@ -4,16 +4,15 @@ torchmetrics' own, where they are told of samples that aren't counted, look for 
 classes count by `torch.bincount`. Both wait for a GPU at each step.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sinkformer_pl.batch import UNCOUNTED, Batch
+from sinkformer_pl.batch import UNCOUNTED
 
 
 class ExactMean(Metric):
@@ -76,6 +75,86 @@ class Confusion(Metric):
         return self.counts[:-1]
 
 
+class Decisions(NamedTuple):
+    """Decisions about the classes of samples: how often each class was found where it holds, and so on.
+
+    Attributes:
+        true_positive: (C,) int64.
+        false_positive: (C,) int64.
+        false_negative: (C,) int64.
+        true_negative: (C,) int64.
+        exact: () int64, samples all of whose decisions are right.
+    """
+
+    true_positive: Tensor
+    false_positive: Tensor
+    false_negative: Tensor
+    true_negative: Tensor
+    exact: Tensor
+
+
+class LabelCounts(Metric):
+    """Count the decisions about the classes of multi-label samples: a class holds where its score is above 0.
+
+    Args:
+        num_classes: C.
+        kwargs: what every Metric takes.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    exact: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("counts", torch.zeros(4, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("exact", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, target: Tensor) -> None:
+        """Add some samples: logits (B, C), and what holds (B, C): 1 or 0, or `UNCOUNTED` throughout."""
+        counted = (target != UNCOUNTED)[:, :1]
+        guessed, holds = scores > 0, target > 0.5
+        each = [guessed & holds, guessed & ~holds, ~guessed & holds, ~guessed & ~holds]
+        self.counts += torch.stack([(kind & counted).sum(0) for kind in each])
+        self.exact += ((guessed == holds).all(1, keepdim=True) & counted).sum()
+
+    def compute(self) -> "Decisions":
+        """Return the counts."""
+        hits, false, missed, clear = self.counts
+        return Decisions(hits, false, missed, clear, self.exact)
+
+
+class Outcomes(Metric):
+    """Keep probabilities and targets of all samples.
+
+    Args:
+        kwargs: what every Metric takes.
+    """
+
+    full_state_update = False
+    probabilities: list[Tensor]
+    targets: list[Tensor]
+    places: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("probabilities", "targets", "places"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, target: Tensor, index: Tensor) -> None:
+        """Add probabilities (B, C), targets (B,) or (B, C), and the place of each sample in its split (B,)."""
+        self.probabilities.append(probabilities)
+        self.targets.append(target)
+        self.places.append(index)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return probabilities and targets of those that are counted, in the order of their places."""
+        targets, places = dim_zero_cat(self.targets), dim_zero_cat(self.places)
+        order = places.argsort(stable=True)
+        order = order[(targets if targets.ndim == 1 else targets[:, 0])[order] != UNCOUNTED]
+        return dim_zero_cat(self.probabilities)[order], targets[order]
+
+
 def accuracy(confusion: Tensor) -> Tensor:
     """The share of all samples that are taken for what they are, float32; NaN without samples.
 
@@ -95,68 +174,23 @@ def mean_accuracy(confusion: Tensor) -> Tensor:
     return accuracies(confusion).nanmean()
 
 
-class StageMetrics(MetricCollection):
-    """Count what a stage logs at the end of its epochs.
+def label_figures(counts: Decisions) -> dict[str, Tensor]:
+    """Return the figures of multi-label samples, float32.
 
-    Attributes:
-        confusion_matrix: (C, C) int64 on the CPU, of the last epoch of validation or test; None before its end, and of
-            the training.
+    Args:
+        counts: as of `LabelCounts`.
+
+    Returns:
+        "accuracy", the share of right decisions over all samples and classes, as torchmetrics' MultilabelAccuracy;
+        "exact_match", the share of samples all of whose decisions are right; "f1_class", (C,), NaN for a class that
+        holds nowhere; "f1_macro", the mean of the others.
     """
-
-    def __init__(self, stage: str, num_classes: int) -> None:
-        """Start at nothing.
-
-        Args:
-            stage: "train", "val" or "test", the first part of the names.
-            num_classes: C.
-        """
-        metrics: dict[str, Metric | MetricCollection]
-        if stage == "train":
-            # Nothing is uncounted there, and without a look at the values torchmetrics' own don't wait for the device.
-            # The steps of a training are too many to keep, and another number of processes is another training.
-            share = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-            metrics = {"loss": MeanMetric(nan_strategy="disable"), "accuracy": share}
-        else:
-            metrics = {"loss": ExactMean(), "confusion": Confusion(num_classes)}
-        # Groups would share states between metrics by comparing their values at the first batch, a device sync.
-        super().__init__(metrics, prefix=f"{stage}/", compute_groups=False)
-        self.stage = stage
-        self.confusion_matrix: Tensor | None = None
-
-    def count(self, losses: Tensor, logits: Tensor, batch: Batch) -> None:
-        """Add a batch.
-
-        Args:
-            losses: (B,) of the samples; of a training the mean, ().
-            logits: (B, num_classes).
-            batch: targets, some of which may be uncounted outside of a training.
-        """
-        if self.stage == "train":
-            self["loss"].update(losses.expand(len(logits)))
-            self["accuracy"].update(logits, batch.target)
-        else:
-            self["loss"].update(losses, batch.counted)
-            self["confusion"].update(logits, batch.target)
-
-    def figures(self, classes: Sequence[str]) -> dict[str, Tensor]:
-        """Return what was counted, by name without the stage, and start at nothing again.
-
-        Counted over all samples of all processes, so that no batch or rank weighs more than its samples. A class
-        without samples has no figure of its own.
-
-        Args:
-            classes: names, for the figures of single classes in the test.
-        """
-        found = {name.removeprefix(f"{self.stage}/"): value for name, value in self.compute().items()}
-        with torch.inference_mode(False):
-            # States that are made in inference mode could not be added to by a later training in the same process.
-            self.reset()
-        if self.stage == "train":
-            return found
-        confusion = found.pop("confusion")
-        self.confusion_matrix = confusion.cpu()
-        found |= {"accuracy": accuracy(confusion), "accuracy_macro": mean_accuracy(confusion)}
-        if self.stage == "test":
-            each = zip(classes, accuracies(confusion), strict=True)
-            found |= {f"accuracy_class/{label}": value for label, value in each if not value.isnan()}
-        return found
+    hits, false, missed, clear, exact = counts
+    total = hits + false + missed + clear
+    f1 = (2 * hits / (2 * hits + false + missed)).where(hits + missed > 0, math.nan)
+    return {
+        "accuracy": (hits + clear).sum() / total.sum(),
+        "exact_match": exact / total[0],
+        "f1_macro": f1.nanmean(),
+        "f1_class": f1,
+    }

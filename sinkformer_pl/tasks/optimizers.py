@@ -7,7 +7,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 from torch.optim import Optimizer
+
+from sinkformer_pl.errors import UserError
+from sinkformer_pl.factories import describe
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
@@ -15,6 +19,19 @@ FUSABLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 EXCLUSIVE = ("fused", "foreach", "capturable", "differentiable")
 """Arguments that choose an implementation; whoever gives one has chosen."""
+
+
+def require_valid(optimizer: OptimizerFactory) -> None:
+    """Have a wrong argument refused at once, rather than when a training starts.
+
+    Raises:
+        UserError: names the optimizer.
+    """
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        name = describe(optimizer)["class_path"].rpartition(".")[2]
+        raise UserError(f"model.optimizer {name}: {error}; give another value") from error
 
 
 def implementation(spec: Mapping[str, Any], trainer: pl.Trainer) -> dict[str, bool]:

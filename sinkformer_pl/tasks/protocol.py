@@ -1,14 +1,15 @@
 """The protocol of a task: what the command line asks of a LightningModule beside Lightning's own methods."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from sinkformer_pl.factories import with_defaults
+from sinkformer_pl.factories import parameters_of, with_defaults
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A LightningModule that `--model NAME` can run; both attributes may be left out.
+    """A LightningModule that `--model NAME` can run; its attributes may be left out.
 
     Its `__init__` takes plain data, as a YAML file holds it: an argument whose annotation names a class, such as
     `Callable[[], AttentionNormalization]`, is given as {"class_path", "init_args"}, for `factories.as_factory`. It
@@ -18,11 +19,13 @@ class Task(Protocol):
     Attributes:
         monitors: metrics that are logged each epoch, such as "val/loss"; the first one chooses the best checkpoint.
             Without, `monitor` may be any name, and the newest checkpoint is the best by default.
+        minimized: those of them that are best when lowest, beside those with "loss" in their names.
         from_data: arguments that follow from the data, each with the data module's attribute: {"num_classes":
-            "num_classes"}.
+            "num_classes"}. One that has a default may be absent from the data.
     """
 
     monitors: ClassVar[Sequence[str]]
+    minimized: ClassVar[Sequence[str]]
     from_data: ClassVar[Mapping[str, str]]
 
 
@@ -31,13 +34,27 @@ def monitors_of(task: Any) -> Sequence[str]:
     return getattr(task, "monitors", ())
 
 
+def lowest_is_best(task: Any, monitor: str) -> bool:
+    """Tell whether a metric of a task is best when lowest."""
+    return "loss" in monitor or monitor in getattr(task, "minimized", ())
+
+
 def arguments_from(data: Any, task: type) -> dict[str, Any]:
     """Return the arguments of a task that follow from its data.
 
     Raises:
-        AttributeError: the data lacks one.
+        AttributeError: the data lacks one that has no default.
     """
-    return {name: getattr(data, attribute) for name, attribute in getattr(task, "from_data", {}).items()}
+    parameters = parameters_of(task)
+    return {
+        name: getattr(data, attribute)
+        for name, attribute in getattr(task, "from_data", {}).items()
+        if hasattr(type(data), attribute) or hasattr(data, attribute) or _required(parameters.get(name))
+    }
+
+
+def _required(parameter: inspect.Parameter | None) -> bool:
+    return parameter is None or parameter.default is parameter.empty
 
 
 def made_with(hyper_parameters: Mapping[str, Any], task: Any) -> bool:

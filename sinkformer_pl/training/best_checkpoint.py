@@ -11,15 +11,16 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         folder: where to.
-        monitor: the metric: the lowest is best if its name has "loss" in it, else the highest; None for the newest.
+        monitor: the metric; None for the newest.
+        mode: "min" if the lowest is best, else "max".
     """
 
-    def __init__(self, folder: Path, monitor: str | None) -> None:
+    def __init__(self, folder: Path, monitor: str | None, mode: str = "max") -> None:
         super().__init__(
             folder,
             filename="best",
             monitor=monitor,
-            mode="min" if monitor and "loss" in monitor else "max",
+            mode=mode,
             enable_version_counter=False,
             # A validation within an epoch comes before the metrics of its training.
             save_on_train_epoch_end=True if monitor and monitor.startswith("train/") else None,

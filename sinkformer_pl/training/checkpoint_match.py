@@ -41,17 +41,27 @@ def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) ->
         )
 
 
-def require_classes(checkpoint: Mapping[str, Any], classes: Sequence[str], path: str | Path) -> None:
+def require_classes(
+    checkpoint: Mapping[str, Any], classes: Sequence[str], path: str | Path, *, multi_label: bool = False
+) -> None:
     """Check that a checkpoint knows all classes of the data; older ones know their number alone.
 
     Args:
         checkpoint: what `read_checkpoint` gives.
         classes: the data's class names.
         path: for the message.
+        multi_label: whether a sample of the data has any number of them.
 
     Raises:
-        UserError: lists the classes that only one of them has.
+        UserError: lists the classes that only one of them has; or only one of them is of multi-label data.
     """
+    if (several := bool(learnt_from(checkpoint).get("multi_label"))) != multi_label:
+        one, any_number = "one class", "any number of classes"
+        trained, given = (any_number, one) if several else (one, any_number)
+        raise UserError(
+            f"checkpoint {path}: a sample that it was trained on has {trained}, one of the data {given}; use such "
+            "data, or train anew"
+        )
     saved = learnt_from(checkpoint).get("classes") or []
     number = len(saved) or checkpoint.get("hyper_parameters", {}).get("num_classes", len(classes))
     here = [name for name in classes if name not in saved] if saved else []

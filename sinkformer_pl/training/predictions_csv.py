@@ -17,6 +17,8 @@ from sinkformer_pl.training.atomic_file import replacing
 class PredictionWriter(BasePredictionWriter):
     """Write `predictions.csv`: for each sample its name, the predicted class and the probability of every class.
 
+    Of a multi-label task the column `classes` has all that are likelier than not, with "|" between them.
+
     Rows are in the order of the split, whatever the batches and the number of processes.
 
     Args:
@@ -62,9 +64,13 @@ class PredictionWriter(BasePredictionWriter):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         names, classes = data.names("test"), data.classes
+        several = getattr(pl_module, "multi_label", False)
         with replacing(self.path) as file:
             writer = csv.writer(file)
-            writer.writerow(["sample", "class", *classes])
+            writer.writerow(["sample", "classes" if several else "class", *classes])
             for index, row in sorted(rows.items()):
-                best = int(torch.tensor(row).argmax())
-                writer.writerow([names[index], classes[best], *(f"{probability:.6g}" for probability in row)])
+                if several:
+                    found = "|".join(name for name, probability in zip(classes, row, strict=True) if probability > 0.5)
+                else:
+                    found = classes[int(torch.tensor(row).argmax())]
+                writer.writerow([names[index], found, *(f"{probability:.6g}" for probability in row)])

@@ -17,6 +17,11 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.checkpoint_content import RESUME_KEY, Checkpoint
 
+ORDER = (
+    "data.seed", "data.batch_size", "the number of training samples", "the number of batches", "data.sampling",
+)  # fmt: skip
+"""Upon which the order of an epoch's samples depends."""
+
 
 class ResumeState(pl.Callback):
     """Put the random states and the metrics of an epoch under way into every checkpoint, and take them from there.
@@ -96,7 +101,8 @@ class ResumeState(pl.Callback):
             UserError: the checkpoint is from the middle of an epoch in another order, or of another length.
         """
         now, then = _order(trainer), self._position
-        different = [f"{name} was {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]]
+        names = [name for name in ORDER if then.get(name) != now.get(name)]
+        different = [f"{name} was {then.get(name)}, now {now.get(name)}" for name in names]
         if then["batch"] and different:
             raise UserError(
                 f"--ckpt_path {trainer.ckpt_path}: it was written after batch {then['batch']} of an epoch in which "
@@ -167,12 +173,11 @@ def _frozen(module: pl.LightningModule) -> list[str]:
 def _order(trainer: pl.Trainer) -> dict[str, Any]:
     """Return what the order of an epoch's samples depends on."""
     data: Any = getattr(trainer, "datamodule", None)
-    return {
-        "data.seed": getattr(data, "seed", None),
-        "data.batch_size": getattr(data, "batch_size", None),
-        "the number of training samples": len(data.datasets["train"]) if getattr(data, "datasets", None) else None,
-        "the number of batches": trainer.num_training_batches,
-    }
+    samples = len(data.datasets["train"]) if getattr(data, "datasets", None) else None
+    arguments = [getattr(data, name, None) for name in ("seed", "batch_size")]
+    order = dict(zip(ORDER, [*arguments, samples, trainer.num_training_batches], strict=False))
+    # Not the default, which checkpoints don't know.
+    return order if getattr(data, "sampling", None) is None else {**order, ORDER[-1]: data.sampling}
 
 
 def _follow(state: dict[str, Any], folder: Path) -> None:

@@ -1,10 +1,11 @@
-"""Count the optimizer steps that a training has before it."""
+"""Count the optimizer steps that a training has before it, and what a batch is of a step."""
 
 import math
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from torch.utils.data import DataLoader
 
 from sinkformer_pl.training.lightning_state import batches_done
 
@@ -35,6 +36,25 @@ def steps_left(trainer: pl.Trainer) -> int | None:
     else:
         steps += len(later) * _ceil(batches, parts)
     return steps if by_steps is None else min(steps, by_steps)
+
+
+def share_of_step(trainer: pl.Trainer, size: int, batch_idx: int) -> float:
+    """Return the factor on the loss of a batch that makes a step over several of them the mean over its samples.
+
+    Lightning takes a plain sum / number.
+
+    Args:
+        trainer: in training.
+        size: samples of the batch.
+        batch_idx: its place in the epoch.
+    """
+    parts, loader = trainer.accumulate_grad_batches, trainer.train_dataloader
+    if parts == 1 or not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return 1.0
+    first = batch_idx // parts * parts
+    after = min(first + parts, int(trainer.num_training_batches))
+    samples = min(after * loader.batch_size, len(loader.sampler)) - first * loader.batch_size  # type: ignore[arg-type]
+    return size * parts / samples
 
 
 def _ceil(batches: float, parts: int) -> int:

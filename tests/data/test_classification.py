@@ -251,3 +251,18 @@ def test_overfitting_a_batch_works(tmp_path):
     trainer(tmp_path, max_epochs=2, overfit_batches=1).fit(Recorder(tmp_path), data(batch_size=4))
     assert recorded(tmp_path, "train-0-0") == recorded(tmp_path, "train-1-0")
     assert indices(recorded(tmp_path, "train-0-0")) == [0, 1, 2, 3]
+
+
+def test_balanced_sampling_draws_classes_alike_for_any_number_of_workers(tmp_path):
+    uneven = {"train": [0] * 60 + [1] * 30 + [2] * 10, "val": [0, 1, 2], "test": [0, 1, 2]}
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        module = NoiseData(uneven, sampling="balanced", batch_size=10, num_workers=workers)
+        trainer(folder, max_epochs=3, limit_val_batches=0).fit(Recorder(folder), module)
+    batches = [recorded(tmp_path / "0", f"train-{epoch}-0") for epoch in range(3)]
+    assert batches == [recorded(tmp_path / "2", f"train-{epoch}-0") for epoch in range(3)]
+    targets = torch.tensor(uneven["train"])[[index for epoch in batches for index in indices(epoch)]]
+    assert len(targets) == 300
+    # Four standard deviations of a count.
+    assert (torch.bincount(targets, minlength=3) - 100).abs().max() < 4 * (300 * 2 / 9) ** 0.5

@@ -135,3 +135,37 @@ def test_an_epoch_that_was_cut_off_goes_on_with_the_draws_that_are_left(lengths)
 def test_evaluation_stays_in_order_whatever_the_lengths():
     sampler = EpochSampler(9, seed=0, shuffle=False, lengths=list(range(9, 0, -1)), batch_size=2)
     assert [draw.index for draw in sampler] == list(range(9))
+
+
+def weighted(weights, *, rank=0, world_size=1, epoch=3, start=0, **more):
+    sampler = EpochSampler(
+        len(weights), seed=5, shuffle=True, rank=rank, world_size=world_size, weights=weights, batch_size=4, **more
+    )
+    sampler.set_epoch(epoch)
+    sampler.start = start
+    return list(sampler)
+
+
+@pytest.mark.parametrize("lengths", [None, np.arange(90) % 7])
+def test_weighted_draws_are_one_order_whatever_the_processes_and_go_on_anywhere(lengths):
+    weights = np.arange(90) % 4
+    alone = weighted(weights, lengths=lengths)
+    assert len(alone) == 90
+    assert weighted(weights, lengths=lengths, start=37) == alone[37:]
+    if lengths is None:
+        ranks = [weighted(weights, rank=rank, world_size=4) for rank in range(4)]
+        assert [draw for step in zip(*ranks, strict=True) for draw in step] == alone[:88]
+    assert all(weights[draw.index] for draw in alone)
+    assert weighted(weights, lengths=lengths, epoch=4) != alone
+    # One that is drawn more than once is changed otherwise each time.
+    assert len({draw.index for draw in alone}) < 90
+    assert len({draw.seed for draw in alone}) == 90
+
+
+def test_weighted_draws_are_in_proportion_to_the_weights():
+    weights = np.repeat([1.0, 3.0, 6.0], [500, 300, 100])
+    drawn = np.concatenate([[draw.index for draw in weighted(weights, epoch=epoch)] for epoch in range(20)])
+    found = np.bincount(np.searchsorted([500, 800], drawn, side="right"), minlength=3)
+    expected = 18_000 * np.array([500, 900, 600]) / 2000
+    # Four standard deviations of a count.
+    assert (abs(found - expected) < 4 * np.sqrt(expected)).all()

@@ -230,7 +230,9 @@ class ImageData(ClassificationData, ABC):
             return train
         if self.train_size > len(train):
             raise UserError(f"data.train_size is {self.train_size}: there are {len(train)}; give at most as many")
-        labels, rng = targets[train].numpy(), np.random.default_rng(self.seed)
+        # In proportion to each class, of which multi-label data have several.
+        labels = targets[train].numpy() if targets.ndim == 1 else np.zeros(len(train))
+        rng = np.random.default_rng(self.seed)
         place = np.empty(len(train))
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
