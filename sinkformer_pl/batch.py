@@ -1,11 +1,13 @@
 """Define what flows from the data to a task: samples, and the batch that padding makes of some of unequal length."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
+
+from sinkformer_pl.errors import UserError
 
 UNCOUNTED = -100
 """Target of a sample that metrics and predictions leave out, see `Draw.counted`."""
@@ -97,3 +99,74 @@ def collate(samples: Sequence[Sample]) -> Batch:
     padded, mask = pad(inputs)
     target = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets)
     return Batch(padded, mask, target, torch.tensor(indices))
+
+
+def as_batch(batch: Any, num_classes: int | None = None, *, multi_label: bool = False, labelled: bool = True) -> Batch:
+    """Return a batch of any loader as a `Batch`; one that is a `Batch` stays as it is.
+
+    Args:
+        batch: a `Batch`; or a tuple or list of inputs (B, ...), target (B,) int64 and, optionally, the mask (B, N) bool
+            of real tokens, or None; of multi-label data the target is (B, num_classes) of 0 and 1, float or bool.
+        num_classes: targets are below; None for no look at them.
+        multi_label: whether a sample may have several classes.
+        labelled: whether targets are needed; otherwise inputs alone will do, and all targets are 0.
+
+    Returns:
+        The batch; the index of a sample is its place in the batch.
+
+    Raises:
+        UserError: something else; a target or mask of another dtype or shape; on the CPU, a target that is no class.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    parts = [batch] if isinstance(batch, Tensor) else [*batch] if isinstance(batch, tuple | list) else []
+    if len(parts) not in ((2, 3) if labelled else (1, 2, 3)) or not isinstance(parts[0], Tensor) or not parts[0].ndim:
+        raise UserError(
+            f"a batch is {_described(batch)}; give (inputs, target) or (inputs, target, mask), tensors, or a "
+            "sinkformer_pl.batch.Batch"
+        )
+    inputs = parts[0]
+    index = torch.arange(len(inputs), device=inputs.device)
+    mask = parts[2] if len(parts) > 2 else None
+    target = torch.zeros_like(index)
+    if labelled:
+        target = (_multi_label if multi_label else _class_indices)(parts[1], len(inputs), num_classes)
+    shape = inputs.shape[:2]
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape):
+        raise UserError(
+            f"the mask of a batch is {_described(mask)}; give bool of shape {tuple(shape)}, True where a token is real"
+        )
+    return Batch(inputs, mask, target, index)
+
+
+def _class_indices(target: Any, size: int, num_classes: int | None) -> Tensor:
+    if not isinstance(target, Tensor) or target.dtype != torch.int64 or target.shape != (size,):
+        raise UserError(
+            f"the target of a batch is {_described(target)}; give the numbers of the classes, int64 of shape ({size},)"
+        )
+    # Elsewhere a look would wait for the device, whose own assertion is what stops the run.
+    if num_classes is not None and target.device.type == "cpu":
+        wrong = target[((target < 0) | (target >= num_classes)) & (target != UNCOUNTED)]
+        if len(wrong):
+            raise UserError(f"a target is {int(wrong[0])}; give the numbers of the classes, 0 to {num_classes - 1}")
+    return target
+
+
+def _multi_label(target: Any, size: int, num_classes: int | None) -> Tensor:
+    fits = isinstance(target, Tensor) and target.ndim == 2 and len(target) == size
+    if not (fits and (target.is_floating_point() or target.dtype == torch.bool)) or (
+        num_classes is not None and target.shape[1] != num_classes
+    ):
+        raise UserError(
+            f"the target of a batch is {_described(target)}; of multi-label data give 1 where a class holds and 0 "
+            f"elsewhere, float or bool of shape ({size}, {'num_classes' if num_classes is None else num_classes})"
+        )
+    return target.float()
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(type(part).__name__ for part in value) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -10,7 +10,7 @@ PACKAGE = Path(sinkformer_pl.__file__).parent
 # Each part, and the parts of this package that it may import beside itself.
 MAY_IMPORT = {
     "errors": set(),
-    "batch": set(),
+    "batch": {"errors"},
     "tables": set(),
     "factories": {"errors"},
     "class_weights": {"errors"},

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
-from sinkformer_pl.batch import Batch, class_names
+from sinkformer_pl.batch import Batch, as_batch, class_names
 from sinkformer_pl.diagnostics import LayerAttention, attention_of, column_sums, learned_parameters, summary
 from sinkformer_pl.diagnostics.measures import MEASURES
 from sinkformer_pl.errors import UserError
@@ -178,7 +178,8 @@ def _first(trainer: pl.Trainer, samples: int) -> Batch:
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or collate is None or not len(dataset):
         raise UserError("AttentionDiagnostics: the data has no validation split to look at; give one, or leave it out")
-    return Batch(*collate([dataset[index] for index in range(min(samples, len(dataset)))]))
+    several = getattr(trainer.lightning_module, "multi_label", False)
+    return as_batch(collate([dataset[index] for index in range(min(samples, len(dataset)))]), multi_label=several)
 
 
 def _attend(trainer: pl.Trainer, model: pl.LightningModule, probe: Batch) -> list[LayerAttention]:

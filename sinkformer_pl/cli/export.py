@@ -105,7 +105,9 @@ def _require_room_beside(path: Path, model: TrainedModel, options: argparse.Name
 
 def _own(paths: Sequence[str], model: TrainedModel) -> Iterator[Example]:
     """Make batches of files."""
-    items = Sources(paths, model.preprocessing.kind, model.classes, text=model.text_column).items()
+    items = Sources(
+        paths, model.preprocessing.kind, model.classes, columns=model.text_columns, header=model.header
+    ).items()
     for batch in _batches(list(islice(items, SAMPLES))):
         prepared = prepare(batch, model.preprocessing)
         if error := next(filter(None, prepared.errors), None):

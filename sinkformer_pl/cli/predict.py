@@ -19,12 +19,13 @@ from sinkformer_pl.cli.option_parser import OptionParser, at_least
 from sinkformer_pl.cli.run import handled_signals, train_or_evaluate
 from sinkformer_pl.cli.settings import RunSettings
 from sinkformer_pl.data.loading import default_workers
-from sinkformer_pl.data.table import TABLE_SUFFIXES
+from sinkformer_pl.data.table import TABLE_SUFFIXES, is_table
+from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference import TrainedModel, load
 from sinkformer_pl.inference.devices import devices_from
 from sinkformer_pl.inference.exported import READERS
-from sinkformer_pl.inference.sources import STANDARD_INPUT, Sources, is_table
+from sinkformer_pl.inference.sources import STANDARD_INPUT, Sources
 from sinkformer_pl.inference.stream import Answered, Tally, answers
 from sinkformer_pl.inference.writers import arrays_writer, csv_writer, features_writer, require_format, table_writer
 from sinkformer_pl.training.run_folder import DEFAULT_NAME, DEFAULT_ROOT, find_checkpoint, local_folder
@@ -100,6 +101,7 @@ def _parser() -> OptionParser:
         "--lines", action="store_true", help="each line of a text file is a text, of those in folders too"
     )
     parser.add_argument("--text", help="column of the texts in tables (that of the training data, or text)")
+    parser.add_argument("--text_columns", help="the two columns of pairs of texts (those of the training data): a,b")
     parser.add_argument("--label", help="column of labels in tables, for the accuracy")
     parser.add_argument("--batch_size", type=at_least(1), default=32, help="inputs in the network at once (32)")
     parser.add_argument("--workers", type=at_least(0), help="processes that read inputs (0; for GPUs up to 8)")
@@ -185,8 +187,8 @@ def _require_outputs(options: argparse.Namespace) -> None:
 
 def _sources(options: argparse.Namespace, model: TrainedModel) -> Sources:
     kind = model.preprocessing.kind
-    tables = sum(is_table(path) for path in options.paths)
-    for option in ("lines", "text", "label"):
+    tables = sum(is_table(Path(path)) for path in options.paths)
+    for option in ("lines", "text", "text_columns", "label"):
         if not getattr(options, option):
             continue
         if kind != "texts":
@@ -206,9 +208,28 @@ def _sources(options: argparse.Namespace, model: TrainedModel) -> Sources:
         # Folders have names of one class.
         () if model.multi_label else model.classes,
         lines=options.lines,
-        text=options.text or model.text_column,
+        columns=_text_columns(options, model),
         label=options.label,
+        header=model.header,
     )
+
+
+def _text_columns(options: argparse.Namespace, model: TrainedModel) -> Sequence[str]:
+    """Return the columns of the options, else those of the training: two for a model of pairs, else one."""
+    pair = isinstance(model.preprocessing, TextPreprocessing) and model.preprocessing.pair
+    taken, wrong = ("text_columns", "text") if pair else ("text", "text_columns")
+    if given := getattr(options, wrong):
+        takes = "pairs of texts" if pair else "single texts"
+        raise UserError(f"--{wrong} {given}: the model takes {takes}; give --{taken}")
+    if options.text_columns:
+        columns = [column.strip() for column in options.text_columns.strip("[] ").split(",")]
+    else:
+        columns = [options.text] if options.text else list(model.text_columns)
+    if pair and len(columns) != 2:
+        raise UserError(
+            "--text_columns: the model takes pairs of texts; give the two columns, such as premise,hypothesis"
+        )
+    return columns
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -278,7 +278,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
         return None if self.sampling is None else sample_weights(self.sampling, targets, self.classes)
 
     def _divide(
-        self, targets: Tensor, groups: Sequence[str] | None = None, *, unit: str = "samples"
+        self, targets: Tensor, groups: Sequence[Hashable] | None = None, *, unit: str = "samples"
     ) -> tuple[Tensor, Tensor]:
         """Divide training from validation samples as `stratified_split` does, by `val_fraction` and `seed`.
 

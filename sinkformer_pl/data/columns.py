@@ -26,27 +26,38 @@ def require_line_ends(line: str, where: str) -> None:
         raise UserError(rf"{where}: its lines end in \r alone, as on old systems; save it with line ends \n or \r\n")
 
 
-def require_columns(columns: Sequence[str], present: Sequence[str], where: str, remedy: str) -> None:
-    """Check that a table has each of some columns once.
+def find_columns(
+    columns: Sequence[str], present: Sequence[str], where: str, remedy: str, *, numbered: bool = True
+) -> dict[str, int]:
+    """Find the places of some columns of a table, by name or by number.
 
     Args:
-        columns: names that are needed.
+        columns: names that are needed; "1" is the first column, unless one is called so.
         present: names that there are.
         where: file and line, for messages.
         remedy: how to name columns.
+        numbered: whether numbers count: the order of the columns has a meaning.
+
+    Returns:
+        For each of `columns` its place in `present`, from 0 on.
 
     Raises:
         UserError: names the column that is missing or there twice, or another separator by which they would be there.
     """
+    places: dict[str, int] = {}
     for column in columns:
         if present.count(column) == 1:
-            continue
-        cause = "no column" if column not in present else "more than one column"
-        raise UserError(
-            f"{where}: {cause} {column}; it has {', '.join(present) or 'none'}: "
-            # One cell is what a header is that is divided otherwise.
-            f"{(other_separator(columns, present[0]) if len(present) == 1 else None) or remedy}"
-        )
+            places[column] = present.index(column)
+        elif numbered and column not in present and _is_place(column, len(present)):
+            places[column] = int(column) - 1
+        else:
+            cause = "no column" if column not in present else "more than one column"
+            raise UserError(
+                f"{where}: {cause} {column}; it has {', '.join(present) or 'none'}: "
+                # One cell is what a header is that is divided otherwise.
+                f"{(other_separator(columns, present[0]) if len(present) == 1 else None) or remedy}"
+            )
+    return places
 
 
 def other_separator(columns: Sequence[str], header: str) -> str | None:
@@ -56,3 +67,7 @@ def other_separator(columns: Sequence[str], header: str) -> str | None:
         if set(columns) <= {cell.strip() for cell in cells}:
             return f"its columns are separated by {name}; save it with commas as .csv, or with tabs as .tsv"
     return None
+
+
+def _is_place(column: str, number: int) -> bool:
+    return column.isascii() and column.isdecimal() and len(column) < 9 and 1 <= int(column) <= number

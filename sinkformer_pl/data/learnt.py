@@ -1,7 +1,7 @@
 """Read from a checkpoint what its model has learnt of data, without any data at hand."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
 from sinkformer_pl.data.images.preprocessing import ImagePreprocessing
@@ -48,7 +48,10 @@ def learnt_of(learnt: Mapping[str, Any]) -> Learnt:
     """
     saved = dict(learnt.get("preprocessing") or {})
     cls = KINDS.get(saved.pop("kind", None))
-    if cls is None or {field.name for field in fields(cls)} != saved.keys():  # type: ignore[arg-type]
+    known = [] if cls is None else fields(cls)  # type: ignore[arg-type]
+    # What came later has a default, under which a checkpoint of before says what it said.
+    needed = {field.name for field in known if field.default is MISSING}
+    if cls is None or not needed <= saved.keys() <= {field.name for field in known}:
         raise UserError(
             "the checkpoint doesn't say how its inputs are made of images, texts or point clouds: an older version "
             "wrote it, or data of another kind; train anew, or go on for an epoch with fit --ckpt_path"

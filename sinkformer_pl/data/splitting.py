@@ -1,6 +1,6 @@
 """Dividing samples into training and validation."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ _ROUNDS = 4
 
 
 def stratified_split(
-    targets: Tensor, *, val_fraction: float, seed: int, groups: Sequence[str] | None = None
+    targets: Tensor, *, val_fraction: float, seed: int, groups: Sequence[Hashable] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Divide samples into training and validation, each class in proportion.
 
@@ -49,10 +49,10 @@ def stratified_split(
 
 
 def _choose_groups(
-    labels: np.ndarray, groups: Sequence[str], val_fraction: float, rng: np.random.Generator
+    labels: np.ndarray, groups: Sequence[Hashable], val_fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Return which samples are for validation; labels are (n,) or (n, classes)."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
     if labels.ndim == 2:
         # The last column is of all samples, some of which have no class.

@@ -114,7 +114,8 @@ def _metadata(model: TrainedModel, network: Classifier) -> dict[str, str]:
         "out_dim": network.backbone.out_dim,
         "hyper_parameters": dict(network.hparams),
         "plugins": list(model.plugins),
-        "text_column": model.text_column,
+        "text_columns": list(model.text_columns),
+        "header": model.header,
         "versions": {name: version(name) for name in ("sinkformer_pl", "torch")},
     }
     return {KEY: json.dumps(described, ensure_ascii=False)}

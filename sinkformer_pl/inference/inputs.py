@@ -12,6 +12,7 @@ from torch import Tensor
 from sinkformer_pl.batch import pad
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.texts.base import read_utf8
+from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.errors import UserError
 
 
@@ -20,7 +21,8 @@ class Item(NamedTuple):
 
     Attributes:
         name: for results and messages.
-        raw: a path, text, image or array, as the preprocessing takes it; or what is wrong with it, a `UserError`.
+        raw: a path, text, pair of texts, image or array, as the preprocessing takes it; or what is wrong with it, a
+            `UserError`.
         label: its class, where that is known.
         last: whether it is an error that ended the source.
     """
@@ -57,7 +59,7 @@ def prepare(items: Sequence[Item], preprocessing: Preprocessing) -> Prepared:
         try:
             if isinstance(item.raw, UserError):
                 raise item.raw
-            inputs.append(preprocessing(_CHECKS[preprocessing.kind](item.raw, item.name)))
+            inputs.append(preprocessing(_CHECKS[_form(preprocessing)](item.raw, item.name)))
             errors.append(None)
         except UserError as error:
             # Of an array that is one of a file's, its own message doesn't say which.
@@ -68,20 +70,23 @@ def prepare(items: Sequence[Item], preprocessing: Preprocessing) -> Prepared:
     return Prepared(kept, errors, fatal, *(pad(inputs) if inputs else (None, None)))
 
 
-def items_from(inputs: Any, kind: str) -> Iterator[Item]:
+def items_from(inputs: Any, preprocessing: Preprocessing) -> Iterator[Item]:
     """Name the inputs of a call from Python; a single one stands for a list of one.
 
     Args:
         inputs: one, or any iterable of them: paths; images of Pillow, arrays or tensors; strings, which are texts for a
-            model of texts and paths for any other.
-        kind: of the preprocessing.
+            model of texts and paths for any other; pairs of strings for a model of pairs.
+        preprocessing: of the model.
     """
+    form = _form(preprocessing)
     single = isinstance(inputs, str | bytes | Path | Image.Image) or (
-        inputs.ndim <= _DIMENSIONS.get(kind, 0) if isinstance(inputs, np.ndarray | Tensor) else not _is_iterable(inputs)
+        inputs.ndim <= _DIMENSIONS.get(form, 0)
+        if isinstance(inputs, np.ndarray | Tensor)
+        else not _is_iterable(inputs) or (form == PAIRS and _is_pair(inputs))
     )
     listed: Iterable[Any] = [inputs] if single else inputs
     for place, raw in enumerate(listed):
-        if isinstance(raw, str) and kind != "texts":
+        if isinstance(raw, str) and preprocessing.kind != "texts":
             raw = Path(raw)
         yield Item(str(raw) if isinstance(raw, Path) else f"{place}", raw)
 
@@ -112,6 +117,25 @@ _PIXELS = ("uint8", "float16", "bfloat16", "float32", "float64")
 
 _DIMENSIONS = {"images": 3, "point clouds": 2}
 """Of one sample as an array."""
+
+
+PAIRS = "pairs of texts"
+
+
+def _form(preprocessing: Preprocessing) -> str:
+    """Name the form of the raw inputs: the kind of the preprocessing, or pairs of texts."""
+    return PAIRS if isinstance(preprocessing, TextPreprocessing) and preprocessing.pair else preprocessing.kind
+
+
+def _is_pair(raw: Any) -> bool:
+    return isinstance(raw, tuple | list) and len(raw) == 2 and all(isinstance(text, str) for text in raw)
+
+
+def _pair(raw: Any, name: str) -> tuple[str, str]:
+    if not _is_pair(raw):
+        found = f"{len(raw)} texts" if isinstance(raw, tuple | list) else f"a {type(raw).__name__}"
+        raise UserError(f"{name}: {found}; the model takes two: a table with two columns, or a tab between them")
+    return _text(raw[0], name), _text(raw[1], name)
 
 
 def _text(raw: Any, name: str) -> str:
@@ -156,4 +180,9 @@ def _cloud(raw: Any, name: str) -> Any:
     return raw
 
 
-_CHECKS: dict[str, Callable[[Any, str], Any]] = {"texts": _text, "images": _image, "point clouds": _cloud}
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "texts": _text,
+    PAIRS: _pair,
+    "images": _image,
+    "point clouds": _cloud,
+}

@@ -50,7 +50,8 @@ class TrainedModel:
         preprocessing: makes the network's input of a raw one.
         device: of the network.
         plugins: modules that its classes need.
-        text_column: of the texts in the tables that it was trained on.
+        text_columns: of the texts in the tables that it was trained on: one, or two of pairs.
+        header: whether the first row of these names the columns.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class TrainedModel:
         device: torch.device | str | None = None,
         *,
         plugins: Sequence[str] = (),
-        text_column: str = "text",
+        text_columns: Sequence[str] = ("text",),
+        header: bool = True,
     ) -> None:
         """Move the network to a device; None is the GPU if there is one, else the CPU."""
         self.network = network
@@ -71,7 +73,7 @@ class TrainedModel:
             self.out_dim = network.backbone.out_dim
             network.eval().to(self.device)
         self.classes, self.preprocessing = learnt.classes, learnt.preprocessing
-        self.plugins, self.text_column = tuple(plugins), text_column
+        self.plugins, self.text_columns, self.header = tuple(plugins), tuple(text_columns), header
         self.multi_label: bool = network.hparams.get("multi_label", False)
 
     def predict(
@@ -82,7 +84,7 @@ class TrainedModel:
         Args:
             inputs: one, or any iterable of them. Paths of files; images of Pillow; arrays (H, W, 3) or tensors
                 (3, H, W) of images, uint8 or float in [0, 1]; arrays or tensors (N, 3 or more) of clouds; strings,
-                which are texts for a model of texts and paths for any other.
+                which are texts for a model of texts and paths for any other; pairs of strings for a model of pairs.
             top: how many classes of each are kept; None for all.
             threshold: of a multi-label model the probability above which a class holds; None is one half.
             batch_size: how many go through the network at once; ragged ones are padded.
@@ -127,7 +129,7 @@ class TrainedModel:
         Raises:
             UserError: an input that can't be read, or a network without an `AttentionCore`.
         """
-        items = list(items_from(input, self.preprocessing.kind))
+        items = list(items_from(input, self.preprocessing))
         if len(items) != 1:
             raise UserError(f"attention is shown of one input, not of {len(items)}; give one")
         prepared = _sound(prepare(items, self.preprocessing))
@@ -163,11 +165,13 @@ class TrainedModel:
             return self
         learnt = Learnt(self.classes, self.preprocessing)
         network = copy.deepcopy(self.network)
-        return TrainedModel(network, learnt, device, plugins=self.plugins, text_column=self.text_column)
+        return TrainedModel(
+            network, learnt, device, plugins=self.plugins, text_columns=self.text_columns, header=self.header
+        )
 
     def _outputs(self, inputs: Any, batch_size: int) -> Iterator[tuple[list[str], Outputs]]:
         _require_count("batch_size", batch_size)
-        for items in in_batches(items_from(inputs, self.preprocessing.kind), batch_size):
+        for items in in_batches(items_from(inputs, self.preprocessing), batch_size):
             prepared = _sound(prepare(items, self.preprocessing))
             yield [item.name for item in items], self.run(prepared)
 
@@ -216,15 +220,15 @@ def load(path: str | Path, *, device: torch.device | str | None = None, plugins:
         if device is not None and device_from(device).type != "cpu":
             raise UserError(f"{path}: runs on the CPU, not on {device}; load the checkpoint or .safetensors file there")
         program = open_exported(path)
-        return TrainedModel(program, learnt_of(program.about), text_column=program.about.get("text_column", "text"))
+        return TrainedModel(program, learnt_of(program.about), **_of_tables(program.about))
     if path.suffix == ".safetensors":
         weights, known = read_weights(path)
         content = {"state_dict": weights, "hyper_parameters": known["hyper_parameters"]}
-        needed, column = known.get("plugins", []), known.get("text_column", "text")
+        needed, of_tables = known.get("plugins", []), _of_tables(known)
     else:
         content = read_checkpoint(path)
         known = learnt_from(content)
-        needed, column = _remembered(content.get(CONFIG_KEY) or {})
+        needed, of_tables = _remembered(content.get(CONFIG_KEY) or {})
     needed = list(dict.fromkeys([*plugins, *needed]))
     load_plugins(needed)
     require_task(content, Classifier, path)
@@ -235,15 +239,23 @@ def load(path: str | Path, *, device: torch.device | str | None = None, plugins:
     network = Classifier(**content["hyper_parameters"])
     require_match(content, network, path)
     network.load_state_dict(content["state_dict"])
-    return TrainedModel(network, learnt, device, plugins=needed, text_column=column)
+    return TrainedModel(network, learnt, device, plugins=needed, **of_tables)
 
 
-def _remembered(config: Mapping[str, Any]) -> tuple[list[str], str]:
-    """Return the plugins and the column of texts in a training's configuration."""
+def _of_tables(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an exported file knows of the tables of its training, as arguments of the model."""
+    return {name: about[name] for name in ("text_columns", "header") if name in about}
+
+
+def _remembered(config: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the plugins in a training's configuration, and what it says of tables of texts."""
     plugins, data = config.get("plugins") or [], config.get("data")
     arguments = (data.get("init_args") if isinstance(data, Mapping) else None) or {}
-    column = arguments.get("text")
-    return [plugins] if isinstance(plugins, str) else plugins, column if isinstance(column, str) else "text"
+    column, columns = arguments.get("text"), arguments.get("text_columns")
+    if not isinstance(columns, list):
+        columns = [column if isinstance(column, str | int) else "text"]
+    tables = {"text_columns": [str(name) for name in columns], "header": arguments.get("header") is not False}
+    return [plugins] if isinstance(plugins, str) else plugins, tables
 
 
 def _require_count(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES
 from sinkformer_pl.data.reading import cause, decoded_lines, files_below, is_folder, open_file
-from sinkformer_pl.data.table import TABLE_SUFFIXES, table_rows
+from sinkformer_pl.data.table import SEPARATED, is_table, table_rows
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference.inputs import Item
 
@@ -30,16 +30,18 @@ class Sources:
         kind: of the model's preprocessing.
         classes: of the model; the nearest folder of such a name labels a file in a folder.
         lines: whether each line of a text file, in folders too, is a text.
-        text: column of the texts in tables.
+        columns: of the texts in tables, one, or two of pairs; in lines a tab stands between the texts of a pair.
         label: column of labels; None for no labels.
+        header: whether the first row of a .csv or .tsv table names the columns.
     """
 
     paths: Sequence[str]
     kind: str
     classes: Sequence[str] = ()
     lines: bool = False
-    text: str = "text"
+    columns: Sequence[str] = ("text",)
     label: str | None = None
+    header: bool = True
 
     def items(self, *, warn: bool = True) -> Iterator[Item]:
         """Yield the inputs in order; an error that ends the source comes last, as an item.
@@ -56,10 +58,10 @@ class Sources:
     def _items(self, name: str, warn: bool) -> Iterator[Item]:
         if name == STANDARD_INPUT:
             yield from self._in_standard_input(warn)
+        elif self.kind == "texts" and is_table(Path(name)):
+            yield from self._in_table(Path(name))
         elif is_folder(Path(name)):
             yield from self._in_folder(Path(name), warn)
-        elif self.kind == "texts" and is_table(name):
-            yield from self._in_table(Path(name))
         elif self.kind != "texts" and Path(name).suffix.lower() == ".npy":
             yield from self._in_array(Path(name))
         else:
@@ -68,7 +70,7 @@ class Sources:
     def _in_standard_input(self, warn: bool) -> Iterator[Item]:
         for number, line in _lines(sys.stdin.buffer, "standard input"):
             if self.kind == "texts":
-                yield Item(f"{STANDARD_INPUT}:{number}", line)
+                yield Item(f"{STANDARD_INPUT}:{number}", self._of_line(line))
             elif line in ("", STANDARD_INPUT):
                 yield Item(f"{STANDARD_INPUT}:{number}", UserError(f"{line!r} is no file; give a path in each line"))
             else:
@@ -78,7 +80,7 @@ class Sources:
         if self.lines:
             with open_file(path) as file:
                 for number, line in _lines(file, str(path)):
-                    yield Item(f"{path}:{number}", line, label)
+                    yield Item(f"{path}:{number}", self._of_line(line), label)
         else:
             yield Item(str(path), path, label)
 
@@ -101,11 +103,18 @@ class Sources:
             rank_zero_warn(f"{folder}: {number} left out, the first is {first}; {self.kind} end in {endings}")
 
     def _in_table(self, path: Path) -> Iterator[Item]:
-        columns = [self.text] if self.label is None else [self.text, self.label]
-        for line, cells in table_rows(path, columns, "name the columns by --text and --label"):
-            label = None if self.label is None else cells[self.label]
+        columns = [*self.columns] if self.label is None else [*self.columns, self.label]
+        remedy = f"name the columns by {'--text' if len(self.columns) == 1 else '--text_columns'} and --label"
+        header = self.header or path.suffix.lower() not in SEPARATED
+        for row in table_rows(path, columns, remedy, header=header):
+            label = None if self.label is None else row.cells[self.label]
             known = label is not None and str(label).strip()
-            yield Item(f"{path}:{line}", cells[self.text], str(label).strip() if known else None)
+            texts = tuple(row.cells[column] for column in self.columns)
+            raw = texts[0] if len(texts) == 1 else texts
+            yield Item(f"{path}:{row.line}", raw, str(label).strip() if known else None)
+
+    def _of_line(self, line: str) -> str | tuple[str, ...]:
+        return line if len(self.columns) == 1 else tuple(line.split("\t"))
 
     def _in_array(self, path: Path) -> Iterator[Item]:
         try:
@@ -122,11 +131,6 @@ class Sources:
         several = array.ndim == 3 if self.kind == "point clouds" else array.ndim == 4
         for place, sample in enumerate(array if several else [array]):
             yield Item(f"{path}:{place}" if several else str(path), np.asarray(sample))
-
-
-def is_table(path: str) -> bool:
-    """Tell whether a file of texts is a table, by its suffix."""
-    return Path(path).suffix.lower() in TABLE_SUFFIXES and not is_folder(Path(path))
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:

@@ -26,6 +26,7 @@ from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, require_valid
 from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction
 from sinkformer_pl.tasks.parts import Patterns, as_list
+from sinkformer_pl.tasks.plain_batches import labelled, unlabelled
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
 from sinkformer_pl.tasks.stage_metrics import StageMetrics
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
@@ -231,7 +232,8 @@ class Classifier(pl.LightningModule):
             self.class_weights = weights.float().to(self.device)
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = labelled(self, batch)
         logits = self(batch.inputs, batch.mask)
         loss = self.loss.mean(
             logits, batch.target, class_weights=self.class_weights, label_smoothing=self.label_smoothing
@@ -240,17 +242,17 @@ class Classifier(pl.LightningModule):
         return loss * (share_of_step(self.trainer, len(batch.target), batch_idx) if is_attached(self) else 1.0)
 
     @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.val_metrics, batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(self.val_metrics, labelled(self, batch))
 
     @override
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(self.test_metrics, batch)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(self.test_metrics, labelled(self, batch))
 
     @override
-    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        logits = self(batch.inputs, batch.mask)[batch.counted]
-        return Prediction(batch.index[batch.counted], self.probabilities(logits))
+    def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
+        inputs, mask, _, index = batch = unlabelled(self, batch, batch_idx)
+        return Prediction(index[batch.counted], self.probabilities(self(inputs, mask)[batch.counted]))
 
     @override
     def on_train_epoch_start(self) -> None:
@@ -338,13 +340,10 @@ class Classifier(pl.LightningModule):
         metrics.count(self.loss(logits, batch.target.clamp_min(0)), logits, batch)
 
     def _log_epoch(self, metrics: StageMetrics) -> None:
-        for key, value in metrics.figures(self._classes(getattr(self.trainer, "datamodule", None))).items():
+        names = getattr(getattr(self.trainer, "datamodule", None), "classes", ())
+        names = names or [str(label) for label in range(self.head.out_features)]
+        for key, value in metrics.figures(names).items():
             name = f"{metrics.stage}/{key}"
             self.log(name, value, prog_bar=name in PROGRESS_BAR)
         if metrics.confusion_matrix is not None:
             self.confusion[metrics.stage] = metrics.confusion_matrix
-
-    def _classes(self, data: Any) -> Sequence[str]:
-        """Names of the classes: the data's, or their numbers."""
-        names = getattr(data, "classes", ())
-        return names or [str(label) for label in range(self.head.out_features)]

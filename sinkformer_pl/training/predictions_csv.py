@@ -63,7 +63,9 @@ class PredictionWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names, classes = data.names("test"), data.classes
+        classes = getattr(data, "classes", None) or [str(n) for n in range(len(next(iter(rows.values()), [])))]
+        # Data of one's own may know neither.
+        names = data.names("test") if hasattr(data, "names") else range(max(rows, default=-1) + 1)
         several = getattr(pl_module, "multi_label", False)
         with replacing(self.path) as file:
             writer = csv.writer(file)

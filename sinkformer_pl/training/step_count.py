@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from sinkformer_pl.training.lightning_state import batches_done
 
@@ -50,6 +50,8 @@ def share_of_step(trainer: pl.Trainer, size: int, batch_idx: int) -> float:
     """
     parts, loader = trainer.accumulate_grad_batches, trainer.train_dataloader
     if parts == 1 or not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return 1.0
+    if isinstance(loader.dataset, IterableDataset):  # Of unknown length.
         return 1.0
     first = batch_idx // parts * parts
     after = min(first + parts, int(trainer.num_training_batches))

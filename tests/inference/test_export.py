@@ -90,7 +90,7 @@ def test_weights_bring_their_plugins_and_the_column_of_texts(checkpoints, tmp_pa
     again = sinkformer_pl.load(tmp_path / "model.safetensors", device="cpu")
     assert "brings_nothing" in sys.modules
     assert again.plugins == ("brings_nothing",)
-    assert again.text_column == "review"
+    assert again.text_columns == ("review",)
     with pytest.raises(UserError, match="--plugins nowhere: no module"):
         sinkformer_pl.load(tmp_path / "model.safetensors", plugins=["nowhere"])
 

@@ -16,11 +16,15 @@ from typing_extensions import override
 
 from sinkformer_pl.data.classification import ClassificationData
 from sinkformer_pl.data.dataset import LabelledDataset, Split
-from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, framed
+from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, ImageSize, framed, height_and_width
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 STATISTICS_SIZE = 1000
+
+SHAPES = 3 / 4, 4 / 3
+"""Least and largest width of a random part of an image, relative to its height, as a share of that of the inputs."""
 
 _AT_ONCE = 1000
 
@@ -39,22 +43,8 @@ class Images(NamedTuple):
     names: Sequence[str]
 
 
-class ImageSource(NamedTuple):
-    """Everything that a source has.
-
-    Attributes:
-        train: images to train on.
-        test: images to test on.
-        val: images to validate on; None to divide them from the training images.
-    """
-
-    train: Images
-    test: Images
-    val: Images | None = None
-
-
 class ImageDataset(LabelledDataset):
-    """One split of images; the inputs are (C, size, size) float32."""
+    """One split of images; the inputs are (C, height, width) float32."""
 
     preprocessing: ImagePreprocessing
 
@@ -106,11 +96,11 @@ class ImageDataset(LabelledDataset):
 class ImageData(ClassificationData, ABC):
     """Base of all images: a subclass passes its class names to `__init__` and writes `load`.
 
-    In evaluation the shorter side is resized to `image_size` and the centre is cut out. In training there is, in this
-    order: a random part instead (`crop_area`), a random shift (`crop_padding`), a random mirror image (`flip`); what
-    is not asked for is left out. Last, values in [0, 1] are normalised to mean 0 and standard deviation 1 in each
-    channel, over training images as evaluation would show them. These constants are those of a checkpoint where its
-    model is evaluated or trained on (`restore`).
+    In evaluation an image is resized until it just covers `image_size`, and the centre is cut out. In training there
+    is, in this order: a random part instead (`crop_area`), a random shift (`crop_padding`), a random mirror image
+    (`flip`); what is not asked for is left out. Last, values in [0, 1] are normalised to mean 0 and standard deviation
+    1 in each channel, over training images as evaluation would show them. These constants are those of a checkpoint
+    where its model is evaluated or trained on (`restore`).
 
     Attributes:
         preprocessing: of evaluation, with the mean and standard deviation of the training images, at most 1000 of
@@ -124,7 +114,7 @@ class ImageData(ClassificationData, ABC):
         self,
         classes: Sequence[str],
         *,
-        image_size: int = 224,
+        image_size: ImageSize = 224,
         channels: int = 3,
         crop_area: float = 1.0,
         crop_padding: int = 0,
@@ -136,7 +126,7 @@ class ImageData(ClassificationData, ABC):
 
         Args:
             classes: class names in the order of their indices.
-            image_size: height and width of the inputs, in pixels.
+            image_size: side of the inputs in pixels, or [height, width].
             channels: 1 for grey, 3 for RGB.
             crop_area: smallest share of a training image's area that is cut out at random and resized, in (0, 1];
                 1 cuts out the centre as in evaluation.
@@ -151,7 +141,7 @@ class ImageData(ClassificationData, ABC):
         """
         super().__init__(classes, **kwargs)
         for name, value, valid, expected in (
-            ("image_size", image_size, image_size >= 1, "1 or more"),
+            ("image_size", image_size, _is_size(image_size), "1 or more, or [height, width], each 1 or more"),
             ("channels", channels, channels in (1, 3), "1 (grey) or 3 (RGB)"),
             ("crop_area", crop_area, 0 < crop_area <= 1, "a share in (0, 1]"),
             ("crop_padding", crop_padding, crop_padding >= 0, "0 or more"),
@@ -164,7 +154,7 @@ class ImageData(ClassificationData, ABC):
         ):
             if not valid:
                 raise UserError(f"data.{name} is {value}: give {expected}")
-        self.image_size = image_size
+        self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
         self.channels = channels
         self.crop_area = crop_area
         self.crop_padding = crop_padding
@@ -184,7 +174,7 @@ class ImageData(ClassificationData, ABC):
         return torch.tensor(self.preprocessing.std)
 
     @abstractmethod
-    def load(self) -> ImageSource:
+    def load(self) -> Source[Images]:
         """Read images, or find their files."""
 
     def make_datasets(self) -> dict[Split, LabelledDataset]:
@@ -241,11 +231,13 @@ class ImageData(ClassificationData, ABC):
         return train[np.sort(np.argsort(place, kind="stable")[: self.train_size])]
 
     def _augmentation(self) -> list[Callable[[Tensor], Tensor]]:
+        height, width = height_and_width(self.image_size)
         transforms: list[Callable[[Tensor], Tensor]] = [partial(framed, size=self.image_size)]
         if self.crop_area < 1:
-            transforms = [v2.RandomResizedCrop(self.image_size, scale=(self.crop_area, 1.0))]
+            narrowest, widest = (shape * (width / height) for shape in SHAPES)
+            transforms = [v2.RandomResizedCrop((height, width), scale=(self.crop_area, 1.0), ratio=(narrowest, widest))]
         if self.crop_padding:
-            transforms.append(v2.RandomCrop(self.image_size, padding=self.crop_padding))
+            transforms.append(v2.RandomCrop((height, width), padding=self.crop_padding))
         if self.flip:
             transforms.append(v2.RandomHorizontalFlip())
         return transforms
@@ -264,6 +256,10 @@ class ImageData(ClassificationData, ABC):
         # One colour only: there is nothing to scale.
         std = torch.where(std > 1e-6, std, 1.0)
         return replace(unscaled, mean=mean.float().tolist(), std=std.float().tolist())
+
+
+def _is_size(size: ImageSize) -> bool:
+    return size >= 1 if isinstance(size, int) else len(size) == 2 and min(size) >= 1
 
 
 def _all(images: Images) -> Tensor:

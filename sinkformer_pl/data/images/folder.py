@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images
 from sinkformer_pl.data.images.decoding import check_images
 from sinkformer_pl.data.reading import files_below, is_folder, list_folder, warn_of_left_out
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
@@ -59,7 +60,7 @@ class ImageFolder(ImageData):
         if "val" in parts:
             warn_if_unused(self.val_fraction, f"{self.root}/val")
 
-    def load(self) -> ImageSource:
+    def load(self) -> Source[Images]:
         """Find the files, in an order that doesn't depend on the file system.
 
         Raises:
@@ -74,7 +75,7 @@ class ImageFolder(ImageData):
         )
         if self.check_files:
             check_images({part: images.images for part, images in files.items()})  # type: ignore[misc]
-        return ImageSource(**files)
+        return Source(**files)
 
     def _files(self, part: str) -> Images:
         folders = [(self.root / part / name, target) for target, name in enumerate(self.found_classes)]

@@ -15,15 +15,19 @@ from sinkformer_pl.data.images.orientation import upright
 from sinkformer_pl.data.preprocessing import Preprocessing
 
 LONGEST = 4
-"""Ratio of the sides beyond which an image is cut before it is resized: what is cut would be left out afterwards."""
+"""How much longer than in the input a side may be, relative to the other, before an image is cut and then resized: what
+is cut would be left out afterwards."""
+
+ImageSize = int | Sequence[int]
+"""The side of a square in pixels, or [height, width]."""
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing(Preprocessing):
-    """Resize the shorter side, cut out the centre and normalise each channel.
+    """Resize an image until it covers the input, cut out the centre and normalise each channel.
 
     Attributes:
-        image_size: height and width of the input, in pixels.
+        image_size: side of the input in pixels, or (height, width).
         channels: 1 for grey, 3 for RGB.
         mean: of each channel, of values in [0, 1]; subtracted last.
         std: of each channel; divided by after that.
@@ -32,13 +36,13 @@ class ImagePreprocessing(Preprocessing):
     kind = "images"
     from_data = ("mean", "std")
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     mean: Sequence[float]
     std: Sequence[float]
 
     def __call__(self, raw: Path | Image.Image | Tensor, seed: int = 0) -> Tensor:
-        """Return (channels, image_size, image_size) float32 of an image that `pixels` takes; nothing is random.
+        """Return (channels, height, width) float32 of an image that `pixels` takes; nothing is random.
 
         Raises:
             UserError: a file that can't be decoded.
@@ -73,12 +77,24 @@ class ImagePreprocessing(Preprocessing):
         return torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
 
 
-def framed(image: Tensor, size: int) -> Tensor:
-    """Resize the shorter side of (channels, H, W) to `size`, and cut out the centre; memory is bounded by `size`."""
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Return both sides of an `ImageSize`."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def framed(image: Tensor, size: ImageSize) -> Tensor:
+    """Resize (channels, H, W) until it just covers `size`, and cut out the centre; memory is bounded by `size`."""
+    high, wide = height_and_width(size)
     height, width = image.shape[1:]
-    if height == width == size:
+    if (height, width) == (high, wide):
         return image
-    longest = LONGEST * min(height, width)
-    if max(height, width) > longest:
-        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
-    return v2.functional.center_crop(v2.functional.resize(image, [size]), [size])
+    longest = max(LONGEST * width * high // wide, 1), max(LONGEST * height * wide // high, 1)
+    if height > longest[0] or width > longest[1]:
+        image = v2.functional.center_crop(image, [min(height, longest[0]), min(width, longest[1])])
+        height, width = image.shape[1:]
+    # The side that has less to spare becomes that of the input; rounded down as torchvision does.
+    covering = [high, width * high // height] if height * wide <= width * high else [height * wide // width, wide]
+    return v2.functional.center_crop(v2.functional.resize(image, covering), [high, wide])

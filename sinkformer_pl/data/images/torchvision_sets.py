@@ -13,8 +13,10 @@ import torch
 from torchvision import datasets
 
 from sinkformer_pl.data.archives import folder_within
-from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images
 from sinkformer_pl.data.images.decoding import check_images
+from sinkformer_pl.data.images.preprocessing import ImageSize
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 _UNSIGNED_BYTES = 8
@@ -71,9 +73,9 @@ class TorchvisionImages(ImageData):
         finally:
             socket.setdefaulttimeout(before)
 
-    def load(self) -> ImageSource:
+    def load(self) -> Source[Images]:
         """Read both parts."""
-        return ImageSource(train=self._part(self.root, train=True), test=self._part(self.root, train=False))
+        return Source(train=self._part(self.root, train=True), test=self._part(self.root, train=False))
 
     def _complete(self) -> bool:
         try:
@@ -124,12 +126,12 @@ class MNIST(TorchvisionImages):
     files = "train-images-idx3-ubyte, train-labels-idx1-ubyte and the same of t10k, unpacked, into {root}/MNIST/raw"
     source: ClassVar[type[datasets.MNIST]] = datasets.MNIST
 
-    def __init__(self, root: str | Path, *, image_size: int = 28, channels: int = 1, **kwargs: Any) -> None:
+    def __init__(self, root: str | Path, *, image_size: ImageSize = 28, channels: int = 1, **kwargs: Any) -> None:
         """Check the arguments; nothing is read.
 
         Args:
             root: the folder of the folder named like this class.
-            image_size: height and width of the inputs, in pixels.
+            image_size: side of the inputs in pixels, or [height, width].
             channels: 1 for grey, 3 for RGB.
             **kwargs: what `TorchvisionImages` takes.
 
@@ -165,13 +167,13 @@ class CIFAR10(TorchvisionImages):
     source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
 
     def __init__(
-        self, root: str | Path, *, image_size: int = 32, crop_padding: int = 4, flip: bool = True, **kwargs: Any
+        self, root: str | Path, *, image_size: ImageSize = 32, crop_padding: int = 4, flip: bool = True, **kwargs: Any
     ) -> None:
         """Check the arguments; nothing is read.
 
         Args:
             root: the folder of the archive's folder.
-            image_size: height and width of the inputs, in pixels.
+            image_size: side of the inputs in pixels, or [height, width].
             crop_padding: largest shift of a training image in each direction, in pixels; black moves in.
             flip: whether every other training image is mirrored, left to right.
             **kwargs: what `TorchvisionImages` takes.
@@ -246,7 +248,7 @@ class OxfordPets(TorchvisionImages):
         super().__init__(root, crop_area=crop_area, flip=flip, **kwargs)
         self.check_files = check_files
 
-    def load(self) -> ImageSource:
+    def load(self) -> Source[Images]:
         """Find the files of both parts."""
         source = super().load()
         if self.check_files:

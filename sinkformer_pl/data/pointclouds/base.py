@@ -17,6 +17,7 @@ from sinkformer_pl.data.pointclouds.preprocessing import CloudPreprocessing
 from sinkformer_pl.data.pointclouds.shape import LARGEST
 from sinkformer_pl.data.pointclouds.transforms import Augmentation
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 
@@ -45,14 +46,6 @@ class Clouds(NamedTuple):
         names = [self.names[index] for index in chosen.tolist()]
         stamps = None if self.stamps is None else [self.stamps[index] for index in chosen.tolist()]
         return Clouds(self.points[torch.cat(rows)], self.sizes[chosen], self.targets[chosen], names, stamps)
-
-
-class Source(NamedTuple):
-    """Everything that a source has; validation clouds are divided from the training clouds where it has none."""
-
-    train: Clouds
-    test: Clouds
-    val: Clouds | None = None
 
 
 class PointCloudDataset(LabelledDataset):
@@ -142,7 +135,7 @@ class PointCloudData(ClassificationData, ABC):
         self.preprocessing = CloudPreprocessing(num_points, standardize)
 
     @abstractmethod
-    def load(self) -> Source:
+    def load(self) -> Source[Clouds]:
         """Read or make all clouds; validation is divided from the training clouds afterwards."""
 
     def make_datasets(self) -> dict[Split, LabelledDataset]:
@@ -167,7 +160,7 @@ class PointCloudData(ClassificationData, ABC):
             "test": self._dataset(source.test, _all(source.test), None),
         }
 
-    def _warn_of_copies(self, source: Source) -> None:
+    def _warn_of_copies(self, source: Source[Clouds]) -> None:
         known = dict(zip(_contents(source.train), source.train.names, strict=True))
         for part, clouds in (("test", source.test), ("val", source.val)):
             if clouds is None:

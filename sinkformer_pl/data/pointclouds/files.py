@@ -5,8 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sinkformer_pl.data.pointclouds.array_file import ARRAY_SUFFIXES, load_array_file, read_array_classes
-from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
+from sinkformer_pl.data.pointclouds.array_file import (
+    ARRAY_SUFFIXES,
+    ArrayFiles,
+    load_array_files,
+    one_file,
+    read_array_classes,
+)
+from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData
 from sinkformer_pl.data.pointclouds.cache import load_clouds
 from sinkformer_pl.data.pointclouds.formats import MESHES
 from sinkformer_pl.data.pointclouds.layouts import (
@@ -20,15 +26,17 @@ from sinkformer_pl.data.pointclouds.layouts import (
     read_list,
 )
 from sinkformer_pl.data.pointclouds.modelnet import MODELNET_CLASSES, ModelNetName, fetch_modelnet
+from sinkformer_pl.data.pointclouds.published import find_published
 from sinkformer_pl.data.pointclouds.shape import require_features
 from sinkformer_pl.data.reading import is_folder
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.splitting import stratified_split
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
 
 class PointClouds(PointCloudData):
-    """Files of one cloud or mesh each, or an .npz or HDF5 file of all clouds as arrays.
+    """Files of one cloud or mesh each, or .npz or HDF5 files of all clouds as arrays.
 
     Files: `.off`, `.ply`, `.obj`, `.stl`, `.pcd`, `.npy`, `.npz`, `.h5`, `.xyz`, `.txt` or `.csv`, in any case, under
     `<class>/train` and `<class>/test` (ModelNet's layout), `train/<class>` and `test/<class>` (perhaps also `val`), or
@@ -40,6 +48,10 @@ class PointClouds(PointCloudData):
     Arrays: `train_points` and `test_points` (n, points, 3 or more), floats or integers (read as value / largest value
     of their type); `train_label` and `test_label` (n,) integers; optionally `classes`, the names. Also read are the
     names of the published ModelNet40 clouds: `tr_cloud`, `tr_label`, `test_cloud`, `test_label`.
+
+    Published HDF5 files, arrays `data` and `label`: `root` is a folder with `train_files.txt`, `test_files.txt` and
+    `shape_names.txt` (modelnet40_ply_hdf5_2048); or one with `training_objectdataset.h5` and `test_objectdataset.h5`
+    (ScanObjectNN), or another training file of it, beside its test file.
     """
 
     def __init__(
@@ -58,7 +70,8 @@ class PointClouds(PointCloudData):
         Args:
             root: the folder, list or file of arrays.
             features: what a point has beside its coordinates: `normals`, `colours`, or names of columns such as
-                `intensity`; the network's `in_features` is 3 and one for each column.
+                `intensity`; of ScanObjectNN `mask`, 1 for the object and 0 for its background. The network's
+                `in_features` is 3 and one for each column.
             columns: names of the columns of files that don't name them; None for x, y, z, "4", "5" and so on.
             download: what to fetch into `root` where that holds no meshes yet.
             pool_size: points drawn from each mesh, of which `num_points` takes a part.
@@ -79,29 +92,33 @@ class PointClouds(PointCloudData):
             raise UserError(f"data.pool_size is {pool_size}: give 2 or more")
         if not 0 < test_fraction < 1:
             raise UserError(f"data.test_fraction is {test_fraction}: give a share between 0 and 1, both excluded")
-        self._arrays = self.root.is_file() and self.root.suffix.lower() in ARRAY_SUFFIXES
+        self._arrays = self._find_arrays()
         super().__init__(self._find_classes(), **kwargs)
         self.preprocessing = replace(
             self.preprocessing, features=tuple(features), columns=columns and tuple(columns), pool_size=pool_size
         )
-        if not self._arrays and self.num_points is not None and self.num_points > pool_size:
+        if self._arrays is None and self.num_points is not None and self.num_points > pool_size:
             self._require_pool(self.num_points)
 
     def prepare_data(self) -> None:
         """Fetch what is missing and fill the cache; Lightning calls this in one process only."""
         if self.root.is_file():
-            if self.trainer and not self._arrays:
+            if self.trainer and self._arrays is None:
                 self.load()
+            return
+        if self._arrays is not None:
             return
         if self.download and self._folder() is None:
             fetch_modelnet(self.download, self.root)
         if self.trainer:
             self.load()
 
-    def load(self) -> Source:
+    def load(self) -> Source[Clouds]:
         """Read the file of arrays, or all files."""
-        if self._arrays:
-            return load_array_file(self.root, features=self.preprocessing.features, columns=self.preprocessing.columns)
+        if self._arrays is not None:
+            return load_array_files(
+                self._arrays, features=self.preprocessing.features, columns=self.preprocessing.columns
+            )
         listing = self._listing()
         if listing is None or listing.classes != self.found_classes:
             raise UserError(f"{self.root}: changed since the start; expected clouds of {', '.join(self.found_classes)}")
@@ -113,7 +130,12 @@ class PointClouds(PointCloudData):
             warn_if_unused(self.val_fraction, f"the part val of {self.root}")
         return Source(**parts)
 
-    def _divided(self, clouds: Clouds) -> Source:
+    def _find_arrays(self) -> ArrayFiles | None:
+        if (published := find_published(self.root)) is not None:
+            return published
+        return one_file(self.root) if self.root.is_file() and self.root.suffix.lower() in ARRAY_SUFFIXES else None
+
+    def _divided(self, clouds: Clouds) -> Source[Clouds]:
         train, test = stratified_split(clouds.targets, val_fraction=self.test_fraction, seed=0)
         if not len(test):
             raise UserError(f"{self.root}: no class has two clouds, one to train and one to test on; give more")
@@ -137,8 +159,8 @@ class PointClouds(PointCloudData):
             )
 
     def _find_classes(self) -> tuple[str, ...]:
-        if self._arrays:
-            return read_array_classes(self.root)
+        if self._arrays is not None:
+            return read_array_classes(self._arrays)
         if self.root.is_file():
             if self.root.suffix.lower() not in LIST_SUFFIXES:
                 raise UserError(

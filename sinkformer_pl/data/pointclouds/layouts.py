@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sinkformer_pl.data.labels import label_of
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES, is_cloud_file
 from sinkformer_pl.data.reading import files_below, is_folder, list_folder, warn_of_left_out
 from sinkformer_pl.data.table import table_rows
@@ -121,15 +122,15 @@ def read_list(path: Path) -> Listing:
             another name, or one without clouds.
     """
     rows: list[tuple[Path, str, str]] = []
-    for line, cells in table_rows(path, ["path", "label"], "name them path and label"):
-        where = f"{path}, line {line}"
-        name, label, split = (str(cells.get(column, EVERYTHING)).strip() for column in ("path", "label", "split"))
-        if not name or not label:
-            raise UserError(f"{where}: no {'label' if name else 'path'}; give one or remove the line")
+    for row in table_rows(path, ["path", "label"], "name them path and label"):
+        name, split = (str(row.cells.get(column, EVERYTHING)).strip() for column in ("path", "split"))
+        if not name:
+            raise UserError(f"{row.where}: no path; give one or remove the line")
+        label = label_of(row, "label", None)
         if split not in (*PARTS, EVERYTHING):
-            raise UserError(f"{where}: split {split[:20]!r}; give one of {', '.join(PARTS)}")
+            raise UserError(f"{row.where}: split {split[:20]!r}; give one of {', '.join(PARTS)}")
         if not (path.parent / name).is_file():
-            raise UserError(f"{where}: no file {path.parent / name}; correct the path, or remove the line")
+            raise UserError(f"{row.where}: no file {path.parent / name}; correct the path, or remove the line")
         rows.append((path.parent / name, label, split))
     classes = tuple(sorted({label for _, label, _ in rows}))
     parts = {split for _, _, split in rows} or {EVERYTHING}

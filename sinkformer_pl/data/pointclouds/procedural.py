@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData, Source
+from sinkformer_pl.data.pointclouds.base import Clouds, PointCloudData
 from sinkformer_pl.data.pointclouds.shapes import FAMILIES, sample_shape
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 LARGEST_NOISE = 1000
@@ -73,7 +74,7 @@ class ProceduralShapes(PointCloudData):
         self.noise = noise
         self.occlusion = occlusion
 
-    def load(self) -> Source:
+    def load(self) -> Source[Clouds]:
         """Make all shapes: about a second for some thousands."""
         return Source(train=self._part(0, self.train_size + self.val_size), test=self._part(1, self.test_size))
 

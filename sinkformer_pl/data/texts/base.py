@@ -21,13 +21,17 @@ from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.reading import open_file
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.texts.preprocessing import TextPreprocessing
 from sinkformer_pl.data.texts.tokenizer import (
     LARGEST_VOCABULARY,
     SMALLEST_VOCABULARY,
     Encoded,
+    Text,
     head,
     load_tokenizer,
+    read_tokenizer,
+    require_usable,
     train_tokenizer,
 )
 from sinkformer_pl.errors import UserError
@@ -37,14 +41,14 @@ class Texts(NamedTuple):
     """Labelled texts.
 
     Attributes:
-        texts: n texts.
+        texts: n texts, or n pairs of texts.
         targets: (n,) int64 class indices.
         names: n names, for prediction files and messages: a file, or a file and a line.
         groups: n names of what texts have in common beside their class; a group is never divided between training
             and validation. None for no groups; equal texts stay together then.
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     targets: Tensor
     names: Sequence[str]
     groups: Sequence[str] | None = None
@@ -61,19 +65,11 @@ class Texts(NamedTuple):
         )
 
 
-class TextSource(NamedTuple):
-    """Everything that a source has; validation texts are divided from the training texts where it has none."""
-
-    train: Texts
-    test: Texts
-    val: Texts | None = None
-
-
 class TextDataset(LabelledDataset):
     """One split of texts; the inputs are (N,) int64 token numbers, 1 <= N <= max_length.
 
     Attributes:
-        texts: the texts.
+        texts: the texts, or pairs of texts.
     """
 
     preprocessing: TextPreprocessing
@@ -95,8 +91,17 @@ class TextDataset(LabelledDataset):
 
     @cached_property
     def encoded(self) -> Encoded:
-        """All texts' tokens; says how many texts were cut."""
+        """All texts' tokens; says how many texts were cut.
+
+        Raises:
+            UserError: a text that has none.
+        """
         encoded = self.preprocessing.encode(self.texts)
+        if len(encoded.lengths) and not encoded.lengths.min():
+            name = self.names[int(encoded.lengths.argmin())]
+            raise UserError(
+                f"{name}: the tokenizer has no token for anything in it; remove it, or give another tokenizer"
+            )
         if encoded.cut:
             rank_zero_info(
                 f"{encoded.cut} of {len(self.texts)} {self.split} texts were cut at {self.preprocessing.max_length} "
@@ -147,15 +152,18 @@ class TextData(ClassificationData, ABC):
     Texts become numbers by byte-level byte-pair encoding, learnt from the training split alone; 0 is padding. The
     tokenizer is kept in checkpoints, as text, and the one of a checkpoint is used when its model is evaluated or
     trained on (`restore`). Of each text the first `max_length` tokens are kept, and at most 16 characters for each of
-    them are looked at; how many were cut is said once for each split.
+    them are looked at; how many were cut is said once for each split. A pair of texts becomes one sequence, the first
+    text, a separator, the second; of the longer one less is kept.
 
     Attributes:
+        pair: whether the samples are pairs of texts; a subclass sets it before `__init__`.
         vocab_size: most token numbers, hence the rows of an embedding; known right after construction.
         preprocessing: of evaluation and training alike, with the tokenizer; after `setup`.
     """
 
     preprocessing_class = TextPreprocessing
     preprocessing: TextPreprocessing | None
+    pair: bool = False
 
     def __init__(
         self,
@@ -163,6 +171,7 @@ class TextData(ClassificationData, ABC):
         *,
         max_length: int = 256,
         vocab_size: int = 8000,
+        tokenizer: str | Path | None = None,
         lowercase: bool = False,
         similar_lengths: bool = True,
         **kwargs: Any,
@@ -171,9 +180,11 @@ class TextData(ClassificationData, ABC):
 
         Args:
             classes: class names in the order of their indices.
-            max_length: tokens that are kept of a text, 1 or more.
+            max_length: tokens that are kept of a text or a pair, 1 or more; 3 of a pair.
             vocab_size: most token numbers, padding and the 256 bytes among them, 257 to 2**24.
-            lowercase: whether case is dropped.
+            tokenizer: file of a tokenizer of one's own, `tokenizer.json` of Hugging Face's `tokenizers`, which is used
+                as it is, with all that it adds to a text; None to learn one from the training split.
+            lowercase: whether case is dropped; without a tokenizer of one's own, which decides itself.
             similar_lengths: whether a training batch holds texts of similar length, so that less is padded.
             **kwargs: what `ClassificationData` takes.
 
@@ -181,22 +192,26 @@ class TextData(ClassificationData, ABC):
             UserError: an argument out of its range.
         """
         super().__init__(classes, **kwargs)
-        if max_length < 1:
-            raise UserError(f"data.max_length is {max_length}: give 1 or more")
-        if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
-            raise UserError(f"data.vocab_size is {vocab_size}: give {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}")
+        if max_length < (shortest := 3 if self.pair else 1):
+            raise UserError(f"data.max_length is {max_length}: give {shortest} or more")
+        smallest = 1 if tokenizer is not None else SMALLEST_VOCABULARY + self.pair
+        if not smallest <= vocab_size <= LARGEST_VOCABULARY:
+            raise UserError(f"data.vocab_size is {vocab_size}: give {smallest} to {LARGEST_VOCABULARY}")
+        if tokenizer is not None and lowercase:
+            raise UserError("data.lowercase is true, but data.tokenizer decides on case itself; leave one out")
         self.max_length = max_length
         self.vocab_size = vocab_size
+        self.tokenizer_file = None if tokenizer is None else Path(tokenizer)
         self.lowercase = lowercase
         self.similar_lengths = similar_lengths
 
     @abstractmethod
-    def load(self) -> TextSource:
+    def load(self) -> Source[Texts]:
         """Read all texts."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of a checkpoint, else one learnt from the training split; after `setup`."""
+        """The tokenizer of a checkpoint, else of a file, else learnt from the training split; after `setup`."""
         assert self.preprocessing is not None
         return self.preprocessing.loaded
 
@@ -204,11 +219,19 @@ class TextData(ClassificationData, ABC):
         """Take the tokenizer, and say which arguments are another's.
 
         Raises:
-            UserError: there is none, or one that can't be read.
+            UserError: there is none, or one that can't be read; or it is of pairs of texts where these aren't, or not
+                where they are.
         """
         if not isinstance(tokenizer := saved.get("tokenizer"), str):
             raise UserError("the checkpoint has no tokenizer: give one of a model that was trained on texts")
         load_tokenizer(tokenizer)
+        if bool(saved.get("pair")) != self.pair:
+            taken, remedy = ("single texts", "leave it out") if self.pair else ("pairs of texts", "give two columns")
+            raise UserError(f"data.text_columns: the checkpoint's model takes {taken}; {remedy}")
+        own = self.tokenizer_file
+        # It may have stayed behind, where the checkpoint was moved.
+        if own is not None and own.exists() and read_tokenizer(own).to_str() != tokenizer:
+            rank_zero_warn(f"data.tokenizer {own} is another than the checkpoint's, which is used")
         for name in ("vocab_size", "lowercase"):
             if name in saved and saved[name] != getattr(self, name):
                 rank_zero_warn(
@@ -219,7 +242,16 @@ class TextData(ClassificationData, ABC):
         return self._preprocessing(tokenizer)
 
     def _preprocessing(self, tokenizer: str) -> TextPreprocessing:
-        return TextPreprocessing(tokenizer, self.vocab_size, self.lowercase, self.max_length)
+        return TextPreprocessing(tokenizer, self.vocab_size, self.lowercase, self.max_length, self.pair)
+
+    def _new_tokenizer(self, texts: Sequence[Text]) -> Tokenizer:
+        if (path := self.tokenizer_file) is not None:
+            tokenizer = read_tokenizer(path)
+            require_usable(tokenizer, path, pair=self.pair, max_length=self.max_length, vocab_size=self.vocab_size)
+            return tokenizer
+        heads = (head(text, self.max_length) for text in texts)
+        each = (part for text in heads for part in ([text] if isinstance(text, str) else text))
+        return train_tokenizer(each, vocab_size=self.vocab_size, lowercase=self.lowercase, pair=self.pair)
 
     def make_datasets(self) -> dict[Split, LabelledDataset]:
         """Read, check and divide the texts.
@@ -244,9 +276,7 @@ class TextData(ClassificationData, ABC):
                     f"{self.origin}: {repeated} of {len(part.texts)} {name} texts are also among the training texts"
                 )
         if self.preprocessing is None:
-            heads = (head(text, self.max_length) for text in train.texts)
-            tokenizer = train_tokenizer(heads, vocab_size=self.vocab_size, lowercase=self.lowercase)
-            self.preprocessing = self._preprocessing(tokenizer.to_str())
+            self.preprocessing = self._preprocessing(self._new_tokenizer(train.texts).to_str())
         parts: dict[Split, Texts] = {"train": train, "val": val, "test": test}
         return {
             split: TextDataset(texts, split, self.preprocessing, similar=self.similar_lengths)
@@ -261,15 +291,17 @@ class TextData(ClassificationData, ABC):
         return super()._loader(split)
 
     def _check(self, texts: Texts) -> None:
-        for text, name in zip(texts.texts, texts.names, strict=True):
-            if not text.strip():
-                raise UserError(f"{self.origin}: {name} is an empty text; fill or remove it")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{self.origin}: {name} has half of a surrogate pair at character {error.start}; repair it"
-                ) from None
+        for given, name in zip(texts.texts, texts.names, strict=True):
+            for text in [given] if isinstance(given, str) else given:
+                if not text.strip():
+                    what = "is" if isinstance(given, str) else "has"
+                    raise UserError(f"{self.origin}: {name} {what} an empty text; fill or remove it")
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise UserError(
+                        f"{self.origin}: {name} has half of a surrogate pair at character {error.start}; repair it"
+                    ) from None
 
 
 def read_utf8(path: Path) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.splitting import stratified_split
-from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_utf8
+from sinkformer_pl.data.texts.base import TextData, Texts, read_utf8
 from sinkformer_pl.errors import UserError
 
 AREAS = {
@@ -72,7 +73,7 @@ class Docstrings(TextData):
         self.min_words = min_words
         self.root = Path(sysconfig.get_paths()["stdlib"])
 
-    def load(self) -> TextSource:
+    def load(self) -> Source[Texts]:
         """Read and divide the strings: about two seconds.
 
         Raises:
@@ -93,7 +94,7 @@ class Docstrings(TextData):
         targets, names, groups = zip(*found.values(), strict=True)
         texts = Texts(list(found), torch.tensor(targets), names, groups)
         train, test = stratified_split(texts.targets, val_fraction=_TEST_FRACTION, seed=0, groups=groups)
-        return TextSource(texts.subset(train), texts.subset(test))
+        return Source(texts.subset(train), texts.subset(test))
 
 
 def _sources(root: Path, name: str) -> list[Path]:

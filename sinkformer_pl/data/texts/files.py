@@ -7,119 +7,116 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from sinkformer_pl.data.table import Row, label_of, plain, read_table
-from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines
+from sinkformer_pl.data.dataset import Split
+from sinkformer_pl.data.labels import is_number, targets_of
+from sinkformer_pl.data.source import Source
+from sinkformer_pl.data.split_tables import Part, SplitTables
+from sinkformer_pl.data.table import plain
+from sinkformer_pl.data.texts.base import Text, TextData, Texts, read_lines
 from sinkformer_pl.data.validation import warn_if_unused
 from sinkformer_pl.errors import UserError
 
 LINES_LAYOUT = "train_*, val_* and test_* (text.txt and labels.txt each) and mapping.txt"
 
 
+REMEDY = "name the columns by data.text (or data.text_columns), data.label and data.group"
+
+
 class TextTable(TextData):
-    """Tables with a text and its label in each row, one file for each split.
+    """Tables with a text, or a pair of texts, and its label in each row: one for each split, or a column of splits.
 
     `.csv`: the first row names the columns; quoted as spreadsheets do. `.tsv`: the same with tabs, in which quotes
-    are letters like any other. `.jsonl`: an object in each line. Blank lines are skipped. Labels are names, without
-    spaces around them: the classes are the training table's, sorted (as numbers where all are). Words that programs
-    write for a missing value, such as nan, are labels only where `classes` has them.
+    are letters like any other. `.jsonl`: an object in each line. `.parquet`. Or a folder that `save_to_disk` of Hugging
+    Face's `datasets` wrote. Blank lines are skipped. Labels are names, without spaces around them: the classes are the
+    training table's, sorted (as numbers where all are), or those of a `ClassLabel`. Words that programs write for a
+    missing value, such as nan, are labels only where `classes` has them.
     """
 
     def __init__(
         self,
         root: str | Path,
         *,
-        train: str = "train.csv",
-        test: str = "test.csv",
+        train: str = "train",
+        test: str = "test",
         val: str | None = None,
-        text: str = "text",
-        label: str = "label",
-        group: str | None = None,
+        split: str | int | None = None,
+        text: str | int = "text",
+        text_columns: Sequence[str | int] | None = None,
+        label: str | int = "label",
+        group: str | int | None = None,
+        header: bool = True,
         classes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Learn the classes from the training table, unless they are given.
 
         Args:
-            root: the folder of the tables.
-            train: name of the training table.
+            root: the folder of the tables; or one table, with a column of splits.
+            train: name of the training table, which may lack its suffix where one file alone has that name.
             test: name of the test table.
             val: name of the validation table; None to divide validation from training.
-            text: column of the texts.
+            split: column of train, test or val, where `root` is a table; None is "split".
+            text: column of the texts. This and all columns: by name, or by number from 1 on.
+            text_columns: the two columns of pairs of texts, in the place of `text`.
             label: column of the labels.
             group: column of what rows have in common; no such group is divided between training and validation.
+            header: whether the first row of a .csv or .tsv file names the columns; else they are given by number.
             classes: class names, to give their order or to have more than the training table has.
             **kwargs: what `TextData` takes.
 
         Raises:
             UserError: a table that can't be read, a missing column, or an argument out of its range.
         """
-        if text == label:
-            raise UserError(f"data.text and data.label are both {text}; name two columns")
+        self.text, self.label = str(text), str(label)
+        self.columns = [self.text] if text_columns is None else [str(column) for column in text_columns]
+        self.pair = text_columns is not None
+        self.group = None if group is None else str(group)
+        self._require_columns(text_columns)
         self.root = Path(root)
-        self.train, self.test, self.val = train, test, val
-        self.text, self.label, self.group = text, label, group
-        super().__init__(self._find_classes() if classes is None else classes, **kwargs)
+        self.tables = SplitTables(
+            self.root, train, test, val, None if split is None else str(split), self.label, header, REMEDY
+        )
+        super().__init__(self.tables.classes(self.columns) if classes is None else classes, **kwargs)
         if val is not None and group is not None:
             raise UserError(f"data.group is {group}, but data.val is given: nothing is left to divide; leave one out")
         if val is not None:
             warn_if_unused(self.val_fraction, f"{self.root}/{val}")
 
-    def load(self) -> TextSource:
+    def load(self) -> Source[Texts]:
         """Read the tables."""
         # Labels are names, so that a class that a checkpoint alone knows is one, too.
         self.found_classes = self.classes
-        return TextSource(
-            train=self._texts(self.train),
-            test=self._texts(self.test),
-            val=None if self.val is None else self._texts(self.val),
-        )
+        parts = self.tables.read(self.columns, of_training=[] if self.group is None else [self.group])
+        if "val" in parts and self.group is not None:
+            raise UserError(f"data.group is {self.group}, but {self.root} has a split val; leave one out")
+        if "val" in parts and self.tables.single:
+            warn_if_unused(self.val_fraction, f"the split val of {self.root}")
+        return Source(**{split: self._texts(part, split) for split, part in parts.items()})
 
-    def _find_classes(self) -> list[str]:
-        path = self.root / self.train
-        rows = read_table(path, [self.text, self.label])
-        labels = {label_of(row, self.label, path, None) for row in rows}
-        if self.val is None and len(labels) == len(rows) > 1:
-            raise UserError(
-                f"{path}: column {self.label} has another label in each row, so that nothing is left for validation; "
-                "give more texts, or name the column of labels by data.label"
-            )
-        return sorted(labels, key=int) if all(map(_is_number, labels)) else sorted(labels)
+    def _require_columns(self, text_columns: Sequence[str | int] | None) -> None:
+        if text_columns is not None and self.text != "text":
+            raise UserError(f"data.text is {self.text}, and data.text_columns are given, too; leave one out")
+        if self.pair and len(set(self.columns)) != 2:
+            raise UserError(f"data.text_columns is {self.columns}: give two columns, such as [premise, hypothesis]")
+        if self.label in self.columns:
+            name = "text_columns" if self.pair else "text"
+            raise UserError(f"data.{name} and data.label are both {self.label}; name two columns")
 
-    def _texts(self, name: str) -> Texts:
-        path = self.root / name
-        group = self.group if name == self.train else None
-        rows = read_table(path, [self.text, self.label, *([] if group is None else [group])])
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        texts, targets = [], []
-        for row in rows:
-            text, label = row.cells[self.text], label_of(row, self.label, path, self.classes)
-            if not isinstance(text, str):
-                raise UserError(f"{path}, line {row.line}: column {self.text} has no text; give one or remove the line")
-            if label not in numbers:
-                raise UserError(
-                    f"{path}, line {row.line}: column {self.label} has {label!r}, which is no class; the classes are "
-                    f"{', '.join(self.classes[:10])}{', ...' if self.num_classes > 10 else ''}: correct it, or give "
-                    "data.classes"
-                )
-            texts.append(text)
-            targets.append(numbers[label])
-        self._warn_of_spaces(rows, path)
+    def _texts(self, part: Part, split: Split) -> Texts:
+        texts: list[Text] = []
+        for row in part.rows:
+            cells = [row.cells[column] for column in self.columns]
+            for column, cell in zip(self.columns, cells, strict=True):
+                if not isinstance(cell, str):
+                    raise UserError(f"{row.where}: column {column} has no text; give one or remove the line")
+            texts.append((cells[0], cells[1]) if self.pair else cells[0])
+        group = self.group if split == "train" else None
         return Texts(
             texts=texts,
-            targets=torch.tensor(targets, dtype=torch.int64),
-            names=[f"{name}:{row.line}" for row in rows],
-            groups=None if group is None else [plain(row.cells[group]).strip() for row in rows],
+            targets=targets_of(part.rows, self.label, self.classes),
+            names=part.names,
+            groups=None if group is None else [plain(row.cells[group]).strip() for row in part.rows],
         )
-
-    def _warn_of_spaces(self, rows: Sequence[Row], path: Path) -> None:
-        cells = [(row.line, row.cells[self.label]) for row in rows if isinstance(row.cells[self.label], str)]
-        spaced = [(line, cell) for line, cell in cells if cell != cell.strip()]
-        if spaced:
-            line, cell = spaced[0]
-            rank_zero_warn(
-                f"{path}: {len(spaced)} of {len(rows)} labels have spaces around them, the first is {cell!r} in line "
-                f"{line}; they are left out"
-            )
 
 
 class TextLines(TextData):
@@ -143,7 +140,7 @@ class TextLines(TextData):
         self.root = Path(root)
         super().__init__(_read_mapping(self.root / "mapping.txt"), **kwargs)
 
-    def load(self) -> TextSource:
+    def load(self) -> Source[Texts]:
         """Read the files."""
         present = {part for part in ("val", "test") if (self.root / f"{part}_text.txt").exists()}
         if not present:
@@ -151,10 +148,10 @@ class TextLines(TextData):
         train = self._texts("train")
         if "test" not in present:
             rank_zero_warn(f"{self.root}: no test_text.txt; val_text.txt is the test, validation is part of training")
-            return TextSource(train, test=self._texts("val"))
+            return Source(train, test=self._texts("val"))
         if "val" in present:
             warn_if_unused(self.val_fraction, f"{self.root}/val_text.txt")
-        return TextSource(train, test=self._texts("test"), val=self._texts("val") if "val" in present else None)
+        return Source(train, test=self._texts("test"), val=self._texts("val") if "val" in present else None)
 
     def _texts(self, part: str) -> Texts:
         text_path, label_path = self.root / f"{part}_text.txt", self.root / f"{part}_labels.txt"
@@ -169,7 +166,7 @@ class TextLines(TextData):
             )
         targets = []
         for line, label in enumerate(labels, 1):
-            if not (_is_number(label) and 0 <= int(label) < len(self.found_classes)):
+            if not (is_number(label) and 0 <= int(label) < len(self.found_classes)):
                 raise UserError(
                     f"{label_path}, line {line}: label {label[:40]!r}; give a number of mapping.txt, "
                     f"0 to {len(self.found_classes) - 1}"
@@ -183,7 +180,7 @@ def _read_mapping(path: Path) -> list[str]:
     classes: dict[int, str] = {}
     for line, content in enumerate(read_lines(path), 1):
         number, *names = content.split("\t")
-        if not (names and names[0].strip() and _is_number(number)):
+        if not (names and names[0].strip() and is_number(number)):
             raise UserError(f"{path}, line {line}: {content[:40]!r}; give a number, a tab and a class name")
         if int(number) in classes:
             raise UserError(f"{path}, line {line}: number {number} stands there twice; give each class its own")
@@ -191,8 +188,3 @@ def _read_mapping(path: Path) -> list[str]:
     if sorted(classes) != list(range(len(classes))):
         raise UserError(f"{path}: the numbers are {sorted(classes)}; number the classes from 0 on without a gap")
     return [classes[number] for number in range(len(classes))]
-
-
-def _is_number(label: str) -> bool:
-    # Python refuses to read a number of thousands of digits.
-    return label.strip().removeprefix("-").isdecimal() and label.isascii() and len(label) < 19

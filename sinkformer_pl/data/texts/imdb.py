@@ -10,7 +10,8 @@ import torch
 
 from sinkformer_pl.data.archives import folder_within, obtain
 from sinkformer_pl.data.reading import files_ending, is_folder, warn_of_left_out
-from sinkformer_pl.data.texts.base import TextData, Texts, TextSource, read_lines, read_utf8
+from sinkformer_pl.data.source import Source
+from sinkformer_pl.data.texts.base import TextData, Texts, read_lines, read_utf8
 from sinkformer_pl.errors import UserError
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -50,7 +51,7 @@ class IMDb(TextData):
         if self.download and not _is_complete(self.root) and not _is_complete(self.root / "aclImdb"):
             fetch_imdb(self.root)
 
-    def load(self) -> TextSource:
+    def load(self) -> Source[Texts]:
         """Read the reviews."""
         folder = self._folder()
         warn_of_left_out(
@@ -59,7 +60,7 @@ class IMDb(TextData):
             lambda file: file.relative_to(folder).parts[:2] in [(part, name) for part in PARTS for name in CLASSES],
             f"reviews are files *.txt in {LAYOUT}",
         )
-        return TextSource(train=_read(folder, "train"), test=_read(folder, "test"))
+        return Source(train=_read(folder, "train"), test=_read(folder, "test"))
 
     def _folder(self) -> Path:
         for folder in (self.root, self.root / "aclImdb"):

@@ -11,9 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import transforms as v1
 
-from sinkformer_pl.data.images.base import ImageData, Images, ImageSource
+from sinkformer_pl.data.images.base import ImageData, Images
 from sinkformer_pl.data.images.digits import Digits
 from sinkformer_pl.data.sampling import Draw
+from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 
@@ -25,8 +26,8 @@ class Given(ImageData):
         targets = targets or [index % 2 for index in range(len(images))]
         self.part = Images(images, torch.tensor(targets), [str(index) for index in range(len(targets))])
 
-    def load(self) -> ImageSource:
-        return ImageSource(train=self.part, test=self.part)
+    def load(self) -> Source:
+        return Source(train=self.part, test=self.part)
 
 
 def ready(module: ImageData) -> ImageData:

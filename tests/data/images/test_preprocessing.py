@@ -47,3 +47,26 @@ def test_of_a_long_image_the_centre_is_seen(transposed):
     whole = v2.functional.center_crop(v2.functional.resize(image, [16]), [16])
     assert framed(image, 16).shape == (1, 16, 16)
     torch.testing.assert_close(framed(image, 16), whole, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (31, 90), (300, 20)])
+def test_an_image_covers_inputs_of_unequal_sides_in_its_own_proportions(shape):
+    """A ramp keeps its slopes: neither side is stretched more than the other, and the centre stays the centre."""
+    height, width = shape
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centre = (height - 1) / 2, (width - 1) / 2
+    image = torch.stack([rows - centre[0], columns - centre[1]]).float()
+    framed_image = framed(image, (14, 10))
+    assert framed_image.shape == (2, 14, 10)
+    scale = max(14 / height, 10 / width)
+    inner = framed_image[:, 2:-2, 2:-2]
+    torch.testing.assert_close(inner[0].diff(dim=0).mean(), torch.tensor(1 / scale), rtol=0.08, atol=0)
+    torch.testing.assert_close(inner[1].diff(dim=1).mean(), torch.tensor(1 / scale), rtol=0.08, atol=0)
+    assert inner.mean(dim=(1, 2)).abs().max() <= 1 / scale
+
+
+def test_equal_sides_are_framed_as_torchvision_does():
+    image = torch.randint(0, 256, (3, 37, 53), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = v2.functional.center_crop(v2.functional.resize(image, [16]), [16])
+    assert torch.equal(framed(image, 16), expected)
+    assert torch.equal(framed(image, (16, 16)), expected)

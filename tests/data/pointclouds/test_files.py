@@ -314,7 +314,7 @@ def test_a_list_names_files_labels_and_splits(tmp_path):
     for content, message in (
         ("file,label\nx,y", "no column path; it has file, label"),
         ("path,label\nnowhere.off,y", r"line 2: no file .*nowhere\.off"),
-        ("path,label\nfiles/a_0.CSV,", "line 2: no label"),
+        ("path,label\nfiles/a_0.CSV,", "line 2: column label has no label"),
         ("path,label,split\nfiles/a_0.CSV,a,training", "line 2: split 'training'; give one of train, test, val"),
         ("path,label,split\nfiles/a_0.CSV,a,train", "no clouds of split test"),
     ):

@@ -209,8 +209,10 @@ def test_a_pipe_is_not_waited_for(tmp_path, train):
 
 
 def test_a_missing_table_and_other_bytes_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"train.csv: no such file"):
+    with pytest.raises(UserError, match=r"train: no such table; put train\.csv there"):
         TextTable(tmp_path)
+    with pytest.raises(UserError, match=r"train\.tsv: no such file"):
+        TextTable(tmp_path, train="train.tsv")
     tables(tmp_path)
     (tmp_path / "test.csv").write_bytes(b"text,label\ncaf\xe9,pos\n")
     with pytest.raises(UserError, match=r"test.csv: not UTF-8 at byte 14, line 2"):
