@@ -45,7 +45,7 @@ def abstract(cls: type) -> str:
     return f"{cls.__name__} is abstract, it lacks {missing}: write that, or name a subclass that has it"
 
 
-def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> Callable[..., Any]:
+def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type | tuple[type, ...]) -> Callable[..., Any]:
     """Return the factory itself, or the one that a spec stands for.
 
     A spec's class is imported, which runs its module's code. A spec among its arguments must be of the class that the
@@ -53,7 +53,7 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
 
     Args:
         factory: a class, a partial, or a spec.
-        base: what the factory must make an instance of.
+        base: what the factory must make an instance of, or several classes, of any of which.
 
     Raises:
         UserError: the class can't be imported, or an argument that is a spec has no such annotation.
@@ -63,7 +63,8 @@ def as_factory(factory: Callable[..., Any] | Mapping[str, Any], base: type) -> C
         return factory
     cls = import_class(factory["class_path"])
     if not issubclass(cls, base):
-        raise TypeError(f"{factory['class_path']} is no {base.__name__}")
+        kinds = " or ".join(kind.__name__ for kind in (base if isinstance(base, tuple) else (base,)))
+        raise TypeError(f"{factory['class_path']} is no {kinds}")
     given = {**(factory.get("init_args") or {}), **(factory.get("dict_kwargs") or {})}
     arguments = {
         name: as_factory(value, _made_by(cls, name)) if isinstance(value, Mapping) and "class_path" in value else value

@@ -2,6 +2,7 @@
 
 from sinkformer_pl.callbacks.attention_diagnostics import AttentionDiagnostics
 from sinkformer_pl.callbacks.compile import Compile
+from sinkformer_pl.callbacks.ema import EMA
 from sinkformer_pl.callbacks.finite import RequireFinite
 
-__all__ = ["AttentionDiagnostics", "Compile", "RequireFinite"]
+__all__ = ["EMA", "AttentionDiagnostics", "Compile", "RequireFinite"]

@@ -8,6 +8,7 @@ from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -41,6 +42,12 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback], model: pl.Light
             raise UserError(f"trainer.callbacks {name}: it can't set what is found; try values by hand instead")
         if isinstance(callback, Timer):
             raise UserError(f"trainer.callbacks {name}: give trainer.max_time instead")
+        for argument in ("update_starting_at_step", "update_starting_at_epoch"):
+            if isinstance(callback, EMAWeightAveraging) and getattr(callback, argument):
+                raise UserError(
+                    f"trainer.callbacks {name}.{argument}: until then it validates and keeps the weights from before "
+                    "the training; leave it out, or give EMA, whose average begins gently"
+                )
         if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is None:
             raise UserError(
                 f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"

@@ -16,10 +16,12 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from sinkformer_pl.batch import collate
+from sinkformer_pl.cli.callback_checks import require_metric
 from sinkformer_pl.data import ClassificationData, Split
 from sinkformer_pl.diagnostics.capture import evaluating
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import AttentionCore
+from sinkformer_pl.tasks.rate_plan import RatePlan
 from sinkformer_pl.testing import rehearse
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
@@ -140,15 +142,24 @@ def _used(trainer: pl.Trainer, data: pl.LightningDataModule, split: str) -> floa
 
 
 def require_end(trainer: pl.Trainer, model: Any) -> None:
-    """Refuse a schedule over a training whose number of steps isn't known.
+    """Refuse a schedule over a training whose number of steps isn't known, or that waits for a metric that won't be.
 
     Raises:
-        UserError: names the schedule.
+        UserError: names the schedule, or the metric.
     """
+    rates: RatePlan | None = getattr(model, "rates", None)
     # Where neither is given, Lightning takes a number of epochs of its own, unless there is a limit of time.
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed)):
-        getattr(model, "require_constant_rate", lambda: None)()
+    endless = trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
+    if endless and rates is not None:
+        rates.require_endless()
+    if (monitor := getattr(rates, "monitor", None)) is not None:
+        require_metric("model.schedule_monitor", monitor, model)
+        if monitor.startswith("val/") and trainer.limit_val_batches == 0:
+            raise UserError(
+                f"model.schedule_monitor {monitor}: nothing is validated, since trainer.limit_val_batches is 0; give "
+                "train/loss"
+            )
 
 
 @contextmanager

@@ -261,7 +261,7 @@ class Run:
     def _continued(self) -> Path | None:
         """Return the checkpoint whose folder the command continues: none when another network is trained from it."""
         content = self.settings.content
-        if self.fitting and content and not made_with(content["hyper_parameters"], self.model):
+        if self.fitting and content and not made_with(content, self.model):
             return None
         return self.settings.checkpoint
 

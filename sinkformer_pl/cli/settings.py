@@ -28,6 +28,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import same_class
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.tasks.protocol import saved_arguments
 from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, learnt_from
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import require_task
@@ -261,4 +262,4 @@ def _hyper_parameters(content: dict[str, Any], path: Path, layers: Layers, given
     task = find_class(str(named), pl.LightningModule, "model")
     require_task(content, task, path)
     linked = getattr(task, "from_data", {})
-    return {name: value for name, value in content["hyper_parameters"].items() if name not in linked}
+    return {name: value for name, value in saved_arguments(content, task).items() if name not in linked}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from sinkformer_pl.cli.layers import SPEC_KEYS, Layers, as_spec, closest, did_you_mean, lookup
 from sinkformer_pl.cli.signatures import (
     Place,
@@ -23,6 +25,8 @@ from sinkformer_pl.cli.signatures import (
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import abstract, describe, import_class, public_path
 from sinkformer_pl.normalizations import AttentionNormalization, registered
+from sinkformer_pl.tasks.rate_plan import length_argument
+from sinkformer_pl.tasks.schedules import torch_schedulers
 
 SURE = 0.7
 """Least likeness, up to 1, of a key that may have been meant; a worse guess misleads."""
@@ -108,6 +112,8 @@ def classes_of(base: type) -> dict[str, type]:
     """Return the classes that can stand where one of a kind is asked for, by short name: those that were imported."""
     if base is AttentionNormalization:
         return dict(registered())
+    if base is LRScheduler:
+        return dict(torch_schedulers())
     found: dict[str, type] = {}
     for cls in _subclasses(base):
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
@@ -121,7 +127,7 @@ def find_class(name: str, base: type, key: str) -> type:
     Raises:
         UserError: there is none, it isn't of the kind asked for, or abstract; lists the valid ones.
     """
-    return _Check(Layers()).find(name, base, key)
+    return _Check(Layers()).find(name, key, base)
 
 
 class _UnknownKeyError(Exception):
@@ -142,7 +148,7 @@ class _Check:
         parts = self.settings(value, place, key) if place.fixed else self.parts(value, place, key, default)
         name, given, replaced = parts.get("class_path"), parts.get("init_args") or {}, parts.get("replaced") or {}
         extra = parts.get("dict_kwargs") or {}
-        cls = place.base if place.fixed else self.find(str(name), place.base, key) if name else default
+        cls = place.base if place.fixed else self.find(str(name), key, place.base) if name else default
         assert cls is not None
         if not all(isinstance(part, Mapping) for part in (given, replaced, extra)):
             raise self.error(key, f"{key}.init_args: expected lines 'name: value'")
@@ -161,7 +167,8 @@ class _Check:
             with contextlib.suppress(UserError, _UnknownKeyError):
                 arguments[name] = self.value(replaced[name], parameters[name], _join(key, name))
         required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-        if missing := [name for name in required if name not in arguments and name not in linked]:
+        supplied = {*linked, length_argument(cls)}
+        if missing := [name for name in required if name not in arguments and name not in supplied]:
             needs = "" if place.fixed else f"{cls.__name__} needs {', '.join(missing)}; "
             keys = ", ".join(_join(key, name) for name in missing)
             raise self.error(key, f"{keys} missing: {needs}give it as a flag, or a --config that has it")
@@ -192,10 +199,10 @@ class _Check:
             )
         return spec
 
-    def find(self, name: str, base: type, key: str) -> type:
-        """Find a class by its short name or its dotted path."""
-        valid = classes_of(base)
-        known = {cls.__name__: cls for cls in (base, *_subclasses(base))} | valid
+    def find(self, name: str, key: str, *bases: type) -> type:
+        """Find a class of one of some kinds by its short name or its dotted path."""
+        valid = {name: cls for one in bases for name, cls in classes_of(one).items()}
+        known = {cls.__name__: cls for one in bases for cls in (one, *_subclasses(one))} | valid
         problem = ""
         try:
             cls = import_class(name) if "." in name else known[name]
@@ -210,14 +217,14 @@ class _Check:
                 else did_you_mean(name.rpartition(".")[2], valid)
             )
         else:
-            if inspect.isabstract(cls) and issubclass(cls, base):
+            if inspect.isabstract(cls) and issubclass(cls, bases):
                 raise self.error(key, f"{key} {abstract(cls)}")
-            if not issubclass(cls, base):
-                problem = f"this class is no {base.__name__}; give one that is"
-            elif cls is base and valid.keys() - {cls.__name__}:
+            if not issubclass(cls, bases):
+                problem = f"this class is no {' or '.join(one.__name__ for one in bases)}; give one that is"
+            elif cls in bases and valid.keys() - {cls.__name__}:
                 problem = "this is what all of them are; give one"
         if problem:
-            raise self.error(key, f"{key} {name}: {problem}\n{_listed(base)}") from None
+            raise self.error(key, f"{key} {name}: {problem}\n{_listed(*bases)}") from None
         return cls
 
     def value(self, value: Any, parameter: inspect.Parameter, key: str) -> Any:
@@ -245,6 +252,13 @@ class _Check:
     def class_of(self, value: Any, places: Sequence[Place], parameter: inspect.Parameter, key: str) -> Spec:
         """Check a class against each place that an argument has for one."""
         default = _default_class(parameter)
+        bases = list(dict.fromkeys(place.base for place in places))
+        name = (
+            as_spec(value).get("class_path") if len(bases) > 1 and all(p.supplied is not None for p in places) else None
+        )
+        if isinstance(name, str):
+            chosen = self.find(name, key, *bases)
+            places = [place for place in places if issubclass(chosen, place.base)]
         errors: list[Exception] = []
         for place in places:
             try:
@@ -298,9 +312,9 @@ def _default_class(parameter: inspect.Parameter) -> type | None:
     return default if inspect.isclass(default) and default is not parameter.empty else None
 
 
-def _listed(base: type) -> str:
-    names = [name for name, cls in classes_of(base).items() if cls is not base]
-    more = ", or one registered by --plugins MODULE" if base is AttentionNormalization else ""
+def _listed(*bases: type) -> str:
+    names = [name for base in bases for name, cls in classes_of(base).items() if cls is not base]
+    more = ", or one registered by --plugins MODULE" if AttentionNormalization in bases else ""
     return f"valid: {', '.join([*names, ''])}the dotted path of a class{more}"
 
 

@@ -51,6 +51,10 @@ class LearnedPositions(nn.Module):
         self.table = nn.Parameter(torch.empty(max_length, dim))
         nn.init.normal_(self.table, std=0.02)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that don't decay by default."""
+        return {"table"}
+
     def forward(self, positions: Tensor) -> Tensor:
         """Return vectors (..., dim) of int64 positions (...)."""
         return F.embedding(positions, self.table)
@@ -106,6 +110,10 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.reach = reach
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * reach + 1))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that don't decay by default."""
+        return {"table"}
 
     def forward(self, size: int, *, leading: int = 0) -> Tensor:
         """Return the bias (1, H, N, N) of N = leading + size tokens, 0 for pairs with one of the leading tokens.

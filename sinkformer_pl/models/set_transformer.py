@@ -55,6 +55,10 @@ class ISAB(nn.Module):
         self.scatter.attention.core.sides = ("token", "inducing point")
         _refuse_square(self.gather.attention.core.normalization)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that don't decay by default."""
+        return {"inducing"}
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to a set of the same shape."""
         inducing = self.inducing.expand(x.shape[0], -1, -1)
@@ -91,6 +95,10 @@ class PMA(nn.Module):
                 "Keep pooling=Softmax unless that is what you want.",
                 stacklevel=2,
             )
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that don't decay by default."""
+        return {"seeds"}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to (B, seeds, dim)."""

@@ -93,6 +93,10 @@ class VisionTransformer(Backbone):
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that don't decay by default."""
+        return {"positions"}
+
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map images (B, channels, height, width) float to features (B, dim).
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import Precision
-from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_info
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,17 +23,19 @@ from sinkformer_pl.normalizations.contract import AttentionNormalization, Normal
 from sinkformer_pl.tasks.freezing import Frozen
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
 from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
-from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, require_valid
+from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, options_of
 from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction
-from sinkformer_pl.tasks.parts import Patterns, as_list
+from sinkformer_pl.tasks.parameter_groups import as_groups, grouped, require_members, trained_parameters, undecayed
+from sinkformer_pl.tasks.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.plain_batches import labelled, unlabelled
-from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduledLR, ScheduleFactory
+from sinkformer_pl.tasks.protocol import saved_arguments
+from sinkformer_pl.tasks.rate_plan import RatePlan
+from sinkformer_pl.tasks.rates import ScheduledLR, show_metrics
+from sinkformer_pl.tasks.schedules import Constant, ScheduleFactory
 from sinkformer_pl.tasks.stage_metrics import StageMetrics
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.lightning_state import is_attached
-from sinkformer_pl.training.step_count import share_of_step, steps_left
-
-STEPS_KEY = "sinkformer_pl_steps"
+from sinkformer_pl.training.step_count import share_of_step
 
 PROGRESS_BAR = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
@@ -60,7 +62,13 @@ class Classifier(pl.LightningModule):
         num_classes: number of classes; the command line takes it from the data.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         optimizer: makes the optimizer from the parameters that need a gradient when the training starts.
-        schedule: makes the learning-rate schedule, stepped after each optimizer step.
+        schedule: makes the learning-rate schedule, or one of PyTorch's schedulers for an optimizer.
+        warmup: optimizer steps, or a text such as "2 epochs", over which the rate rises before the schedule begins.
+        schedule_interval: whether PyTorch's scheduler steps after each optimizer step (the default) or each epoch.
+        schedule_monitor: the metric that `ReduceLROnPlateau` looks at; "val/loss" by default.
+        parameter_groups: parts with a rate or weight decay of their own, each {"parameters": `parts.Patterns`,
+            "lr_scale": a factor on the rate, "weight_decay": a number}; see `parameter_groups.grouped`.
+        no_weight_decay: patterns of the parameters that don't decay; by default `parameter_groups.undecayed`.
         loss: makes the loss, one of `tasks.losses` or a `Loss` of the user's own.
         freeze: names of parts that aren't trained, such as "backbone.embed" or "backbone.blocks.0-3"
             (`parts.Patterns`); see `Frozen`.
@@ -87,6 +95,9 @@ class Classifier(pl.LightningModule):
     from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes", "multi_label": "multi_label"}
     """Arguments that follow from the data."""
 
+    before: ClassVar[Mapping[str, Any]] = {"no_weight_decay": []}
+    """Arguments of checkpoints from before there were any, where that isn't the default."""
+
     def __init__(
         self,
         backbone: BackboneFactory,
@@ -95,6 +106,11 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         schedule: ScheduleFactory = Constant,
+        warmup: int | str = 0,
+        schedule_interval: Literal["step", "epoch"] | None = None,
+        schedule_monitor: str | None = None,
+        parameter_groups: Sequence[Mapping[str, Any]] = (),
+        no_weight_decay: Sequence[str] | None = None,
         loss: LossFactory = CrossEntropy,
         freeze: Patterns = (),
         class_weights: ClassWeights | None = None,
@@ -109,9 +125,10 @@ class Classifier(pl.LightningModule):
         make_backbone = as_factory(backbone, Backbone)
         make_normalization = as_factory(normalization, AttentionNormalization)
         self._optimizer = as_factory(optimizer, Optimizer)
-        self.schedule: Schedule = as_factory(schedule, Schedule)()
         make_loss = as_factory(loss, Loss)
-        require_valid(self._optimizer)
+        defaults = options_of(self._optimizer)
+        self.rates = RatePlan(schedule, warmup, schedule_interval, schedule_monitor, defaults)
+        groups = as_groups(parameter_groups)
         self.save_hyperparameters(
             {
                 "backbone": describe(make_backbone),
@@ -119,7 +136,9 @@ class Classifier(pl.LightningModule):
                 "num_classes": num_classes,
                 "label_smoothing": label_smoothing,
                 "optimizer": describe(self._optimizer),
-                "schedule": describe(as_factory(schedule, Schedule)),
+                **self.rates.arguments,
+                "parameter_groups": groups,
+                "no_weight_decay": None if no_weight_decay is None else list(no_weight_decay),
                 "loss": describe(make_loss),
                 "freeze": as_list(freeze),
                 "class_weights": plain(class_weights, "class_weights"),
@@ -142,11 +161,13 @@ class Classifier(pl.LightningModule):
         self._frozen = Frozen(self, freeze, "model.freeze")
         self._add_metrics()
         # What "balanced" and names stand for is known when a training starts.
-        self.register_buffer("class_weights", None, persistent=False)
+        unknown = None if class_weights is None else torch.ones(num_classes)
+        self.register_buffer("class_weights", unknown, persistent=False)
         if class_weights is not None and not isinstance(class_weights, str | Mapping):
             self.weigh_classes(None)
         self.confusion: dict[str, Tensor] = {}
-        self._steps: int | None = None
+        self._undecayed = undecayed(self)
+        require_members(self, groups, no_weight_decay or (), defaults)
 
     def _add_metrics(self) -> None:
         num_classes, multi_label = self.hparams["num_classes"], self.multi_label
@@ -215,6 +236,8 @@ class Classifier(pl.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        # Before a strategy wraps the network, and flattens its parameters maybe.
+        self._undecayed = undecayed(self)
         if stage == "fit":
             self.weigh_classes(getattr(self.trainer, "datamodule", None))
 
@@ -261,41 +284,28 @@ class Classifier(pl.LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         self._log_epoch(self.train_metrics)
+        show_metrics(self, "train")
 
     @override
     def on_validation_epoch_end(self) -> None:
         self._log_epoch(self.val_metrics)
+        show_metrics(self, "val")
 
     @override
     def on_test_epoch_end(self) -> None:
         self._log_epoch(self.test_metrics)
 
-    def require_constant_rate(self) -> None:
-        """Refuse a training whose number of steps isn't known, unless its schedule is `Constant`.
-
-        Raises:
-            UserError: names the schedule.
-        """
-        if not isinstance(self.schedule, Constant):
-            name = type(self.schedule).__name__
-            raise UserError(
-                f"model.schedule {name}: it spans all steps of the training, whose number isn't known; give "
-                "trainer.max_epochs or trainer.max_steps"
-            )
-
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self._frozen.hold()  # Finetuning callbacks leave batch norms unfrozen.
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trained:
-            raise UserError("no parameter needs a gradient, so nothing would be trained; leave some unfrozen")
-        optimizer = self._optimizer(trained, **implementation(self.hparams["optimizer"], self.trainer))
+        parameters, patterns = trained_parameters(self), self.hparams["no_weight_decay"]
+        exempt = self._undecayed if patterns is None else [name for name in parameters if matches(name, patterns)]
+        groups = grouped(parameters, self.rates.defaults, self.hparams["parameter_groups"], exempt)
+        optimizer = self._optimizer(groups, **implementation(self.hparams["optimizer"], self.trainer))
         # The data of the training are set up by this.
         if not 0 <= self.trainer.estimated_stepping_batches < math.inf:
-            self.require_constant_rate()
-        if self.trainer.ckpt_path is None:
-            self._steps = None
-        scheduler = ScheduledLR(optimizer, lambda step: self._factor(step))
+            self.rates.require_endless()
+        scheduler = ScheduledLR(optimizer, self.rates, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
@@ -312,27 +322,11 @@ class Classifier(pl.LightningModule):
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _factor(self, step: int) -> float:
-        """Return the factor on the rate after some steps; how many there will be is counted anew at each."""
-        if step == 0:
-            return self.schedule(0.0)
-        left, before = steps_left(self.trainer), self._steps
-        self._steps = steps = None if left is None else step + left
-        if None not in (before, steps) and before != steps and not isinstance(self.schedule, Constant):
-            since = "now" if self.trainer.ckpt_path is None else "the checkpoint"
-            rank_zero_info(
-                f"the learning rate continues as in a training of {steps} steps; up to {since} it was that of one of "
-                f"{before} steps, so that it jumps and the result is that of neither"
-            )
-        return self.schedule(step / steps if steps else 0.0)
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[STEPS_KEY] = self._steps
-
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._steps = checkpoint.get(STEPS_KEY)
+        if "hyper_parameters" in checkpoint:
+            saved = saved_arguments(checkpoint, type(self))
+            self.hparams.update({name: saved[name] for name in self.before})
 
     def _evaluate(self, metrics: StageMetrics, batch: Batch) -> None:
         logits = self(batch.inputs, batch.mask)

@@ -21,14 +21,14 @@ EXCLUSIVE = ("fused", "foreach", "capturable", "differentiable")
 """Arguments that choose an implementation; whoever gives one has chosen."""
 
 
-def require_valid(optimizer: OptimizerFactory) -> None:
-    """Have a wrong argument refused at once, rather than when a training starts.
+def options_of(optimizer: OptimizerFactory) -> dict[str, Any]:
+    """Return the options of an optimizer, "lr" among them; have a wrong one refused before a training starts.
 
     Raises:
         UserError: names the optimizer.
     """
     try:
-        optimizer([nn.Parameter(torch.zeros(1))])
+        return optimizer([nn.Parameter(torch.zeros(1))]).defaults
     except ValueError as error:
         name = describe(optimizer)["class_path"].rpartition(".")[2]
         raise UserError(f"model.optimizer {name}: {error}; give another value") from error

@@ -57,12 +57,23 @@ def _required(parameter: inspect.Parameter | None) -> bool:
     return parameter is None or parameter.default is parameter.empty
 
 
-def made_with(hyper_parameters: Mapping[str, Any], task: Any) -> bool:
+def saved_arguments(checkpoint: Mapping[str, Any], task: type) -> dict[str, Any]:
+    """Return the arguments that a checkpoint's task was made with.
+
+    Args:
+        checkpoint: its "hyper_parameters".
+        task: its class, which says by an attribute `before` what checkpoints without an argument did, if that isn't
+            the default.
+    """
+    return {**getattr(task, "before", {}), **checkpoint["hyper_parameters"]}
+
+
+def made_with(checkpoint: Mapping[str, Any], task: Any) -> bool:
     """Tell whether a task has the arguments of a checkpoint, which lacks those that its version didn't know.
 
     Args:
-        hyper_parameters: the checkpoint's.
+        checkpoint: its "hyper_parameters".
         task: a LightningModule; arguments that the checkpoint lacks have their defaults.
     """
-    now = dict(task.hparams)
+    now, hyper_parameters = dict(task.hparams), saved_arguments(checkpoint, type(task))
     return with_defaults(hyper_parameters, type(task) if now.keys() - hyper_parameters.keys() else None) == now

@@ -3,10 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch.optim.lr_scheduler import LambdaLR
-from typing_extensions import override
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, MultiplicativeLR, SequentialLR
 
 from sinkformer_pl.errors import UserError
 
@@ -70,20 +69,34 @@ class WarmupCosine(Schedule):
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-class ScheduledLR(LambdaLR):
-    """Set the rate of each group of parameters to its base rate times a factor of the step.
+NOT_PLAIN = (LambdaLR, MultiplicativeLR, SequentialLR, ChainedScheduler)
+"""Schedulers of PyTorch that take functions or other schedulers."""
 
-    A group that is added to the optimizer later, as callbacks do that unfreeze parameters, follows from the rate that
-    it was given: whenever the rate of the first group changes, its own changes by the same factor.
+
+def require_plain(scheduler: type[LRScheduler]) -> None:
+    """Refuse a scheduler of PyTorch that can't be made from plain data.
+
+    Raises:
+        UserError: names it and what does the same.
     """
-
-    @override
-    def get_lr(self) -> list[Any]:
-        """Return the rate of each group, for `step`."""
-        rates, groups = super().get_lr(), self.optimizer.param_groups
-        before = groups[0]["lr"]
-        change = rates[0] / before if before else 1.0
-        return [*rates, *(group["lr"] * change for group in groups[len(rates) :])]
+    if issubclass(scheduler, NOT_PLAIN) or scheduler is LRScheduler:
+        raise UserError(
+            f"model.schedule {scheduler.__name__}: it takes functions or other schedulers, which are no plain data; "
+            "give another with model.warmup, or a Schedule of your own"
+        )
 
 
-ScheduleFactory = Callable[[], Schedule]
+def torch_schedulers() -> dict[str, type[LRScheduler]]:
+    """Return PyTorch's schedulers that plain data can make, by name, and others that were imported."""
+    found: dict[str, type[LRScheduler]] = {}
+    pending = list(LRScheduler.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        pending += cls.__subclasses__()
+        own = cls.__module__.startswith("sinkformer_pl.")
+        if not (own or issubclass(cls, NOT_PLAIN) or cls.__name__.startswith("_")):
+            found.setdefault(cls.__name__, cls)
+    return dict(sorted(found.items()))
+
+
+ScheduleFactory = Callable[[], Schedule] | Callable[[Optimizer], LRScheduler]

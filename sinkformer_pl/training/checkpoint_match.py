@@ -14,6 +14,9 @@ SHOWN = 4
 
 _SHAPING = ("backbone", "normalization", "num_classes")
 
+_UNGROUPED: dict[str, Any] = {"parameter_groups": [], "no_weight_decay": []}
+"""Of checkpoints from before an optimizer had groups."""
+
 
 def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) -> None:
     """Check that a checkpoint's hyper-parameters are those of a task.
@@ -142,7 +145,7 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
 
     Raises:
         UserError: it has weights alone, weights that aren't finite, other frozen parts, or the state of another
-            optimizer or of one with other arguments, which that state would bring back.
+            optimizer or scheduler of PyTorch, or of one with other arguments, which that state would bring back.
     """
     require_progress(checkpoint, path)
     for name, _ in model.named_parameters():
@@ -163,7 +166,12 @@ def require_resumable(checkpoint: Mapping[str, Any], model: nn.Module, path: str
             f"--ckpt_path {path}: it was trained by {saved.get('class_path')}, from whose state {wanted['class_path']} "
             "can't resume; keep the optimizer"
         )
-    for key, (was, now) in differing({"optimizer": saved}, {"optimizer": wanted}).items():
+    kept = ["optimizer", *_UNGROUPED]
+    if any("scheduler" in state for state in checkpoint["lr_schedulers"]):
+        kept += ["schedule", "warmup", "schedule_interval", "schedule_monitor"]
+    before = _UNGROUPED | checkpoint["hyper_parameters"]
+    now_and_then = ({name: values[name] for name in kept if name in values} for values in (before, hyper_parameters))
+    for key, (was, now) in differing(*now_and_then).items():
         raise UserError(
             f"--ckpt_path {path}: {key} is {was} in the checkpoint, whose optimizer resumes with that, and {now} here; "
             "leave it out, or train anew from its weights, with --init_from"

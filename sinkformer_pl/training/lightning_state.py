@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import Metric
 
 EPOCHS = ("loops", "fit_loop", "epoch_progress", "current", "processed")
@@ -55,6 +56,11 @@ def ends_within_epoch(trainer: pl.Trainer) -> bool:
     """Tell whether a training, at the end of its last epoch, has had a part of that: its steps or time were up."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return batches.processed < trainer.num_training_batches
+
+
+def ends_epoch(trainer: pl.Trainer) -> bool:
+    """Tell, behind a training batch, whether it was the last of its epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def save_validation_as_begun(checkpoint: dict[str, Any]) -> None:
@@ -131,3 +137,19 @@ def set_metric_state(metric: Metric, state: Mapping[str, Any], updates: int) -> 
     for name, value in state.items():
         setattr(metric, name, value)
     metric._update_count = updates
+
+
+def begin_average(callback: WeightAveraging, trainer: pl.Trainer) -> None:
+    """Let the average of weights that a training will have lie on its device, and begin anew.
+
+    Lightning takes the device of the module, which is still that of its making, and goes on counting where a training
+    before in the same process ended.
+    """
+    callback._device = trainer.strategy.root_device
+    callback._latest_update_step = 0
+
+
+def average_of(callback: WeightAveraging) -> AveragedModel:
+    """Return the average of weights, in a training."""
+    assert callback._average_model is not None
+    return callback._average_model

@@ -1,6 +1,7 @@
 """Exact resume: random states and metrics of an epoch under way, kept in every checkpoint and restored from it."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
@@ -74,11 +75,17 @@ class ResumeState(pl.Callback):
         """Take over the state of this process, for when the training resumes.
 
         Raises:
-            UserError: the checkpoint is from the middle of an epoch, and other processes shared that.
+            UserError: the checkpoint is from the middle of an epoch, and other processes shared that; or its weights
+                are averages, and no callback goes on with that.
         """
         saved = checkpoint.get(RESUME_KEY)
         if trainer.state.fn != "fit" or saved is None:
             return
+        if "averaging_state" in checkpoint and not any(isinstance(c, WeightAveraging) for c in _callbacks(trainer)):
+            raise UserError(
+                f"--ckpt_path {trainer.ckpt_path}: its weights are averages, and the callback that made them keeps the "
+                "trained ones; resume with it, such as --trainer.callbacks+ EMA"
+            )
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
                 _follow(checkpoint["callbacks"][callback.state_key], Path(callback.dirpath or ""))
@@ -161,9 +168,13 @@ class ResumeState(pl.Callback):
 
 def _monitored(trainer: pl.Trainer) -> dict[str, float]:
     """Return what the callbacks of early stopping look at, as it is now."""
-    stoppers = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    stoppers = [callback for callback in _callbacks(trainer) if isinstance(callback, EarlyStopping)]
     found = trainer.callback_metrics
     return {stopper.monitor: float(found[stopper.monitor]) for stopper in stoppers if stopper.monitor in found}
+
+
+def _callbacks(trainer: pl.Trainer) -> Sequence[pl.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _frozen(module: pl.LightningModule) -> list[str]:

@@ -26,16 +26,35 @@ def steps_left(trainer: pl.Trainer) -> int | None:
     by_steps = None if trainer.max_steps == -1 else max(trainer.max_steps - trainer.global_step, 0)
     if epochs in (None, -1) or math.isinf(batches):
         return by_steps
-    later = range(trainer.current_epoch + 1, epochs)
-    parts = trainer.accumulate_grad_batches
-    steps = _ceil(batches - batches_done(trainer), parts)
+    this, later = trainer.current_epoch, range(trainer.current_epoch + 1, epochs)
+    steps = _ceil(batches - batches_done(trainer), _parts(trainer, this))
+    steps += sum(_ceil(batches, _parts(trainer, epoch)) for epoch in later)
+    return steps if by_steps is None else min(steps, by_steps)
+
+
+def steps_in_epochs(trainer: pl.Trainer, epochs: float) -> int | None:
+    """Return how many optimizer steps the first epochs have, once the training data are set up.
+
+    Args:
+        trainer: the trainer.
+        epochs: their number; of a part of one, at least one step.
+
+    Returns:
+        None for data of unknown length.
+    """
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return None
+    whole = sum(_ceil(batches, _parts(trainer, epoch)) for epoch in range(int(epochs)))
+    part = (epochs - int(epochs)) * _ceil(batches, _parts(trainer, int(epochs)))
+    return max(whole + round(part), 1)
+
+
+def _parts(trainer: pl.Trainer, epoch: int) -> int:
+    """Return how many batches make a step in an epoch."""
     callbacks: Sequence[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     schedules = [callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)]
-    if schedules:
-        steps += sum(_ceil(batches, schedules[-1].get_accumulate_grad_batches(epoch)) for epoch in later)
-    else:
-        steps += len(later) * _ceil(batches, parts)
-    return steps if by_steps is None else min(steps, by_steps)
+    return schedules[-1].get_accumulate_grad_batches(epoch) if schedules else trainer.accumulate_grad_batches
 
 
 def share_of_step(trainer: pl.Trainer, size: int, batch_idx: int) -> float:

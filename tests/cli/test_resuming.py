@@ -224,7 +224,7 @@ def test_the_best_in_a_metric_of_the_training_where_validations_come_earlier(tin
 
 def test_callbacks_may_wait_for_rates_and_leniently_for_anything(tiny, run, tmp_path):
     stopper = {"class_path": "EarlyStopping", "init_args": {"monitor": "no/metric", "strict": False}}
-    rate = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "lr-AdamW", "dirpath": "rate"}}
+    rate = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "lr-AdamW/decay", "dirpath": "rate"}}
     (tmp_path / "lenient.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stopper, rate]}}))
     run("fit", "--config", tiny, "--config", "lenient.yaml", "--trainer.log_every_n_steps", "1")
     assert len(list((tmp_path / "rate").iterdir())) == 1
@@ -257,7 +257,7 @@ def test_a_training_that_unfroze_its_backbone_goes_on_with_what_unfroze_it(tiny,
     # Its argument that is a function is known from the checkpoint.
     run("fit", "--ckpt_path", "last", "--name", "tiny", "--trainer.max_epochs", "3")
     last = read_checkpoint(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
-    assert [round(group["lr"] / 0.003, 6) for group in last["optimizer_states"][0]["param_groups"]] == [0, 0]
+    assert [round(group["lr"] / 0.003, 6) for group in last["optimizer_states"][0]["param_groups"]] == [0, 0, 0]
     assert last["epoch"] == 3
 
 
@@ -386,9 +386,9 @@ def test_a_monitor_of_rates_of_the_users_own_takes_the_place_of_ours(tiny, run, 
     own = ["--trainer.callbacks", "LearningRateMonitor", "--trainer.callbacks.log_momentum", "true"]
     run("fit", "--config", tiny, *own, "--trainer.log_every_n_steps", "1")
     rows = list(csv.DictReader((tmp_path / "runs/tiny/version_0/metrics.csv").open()))
-    rates = [row for row in rows if row["lr-AdamW"]]
+    rates = [row for row in rows if row["lr-AdamW/decay"]]
     assert [row["step"] for row in rates] == ["0", "1"]
-    assert all(row["lr-AdamW-momentum"] == "0.9" for row in rates)
+    assert all(row["lr-AdamW/decay-momentum"] == "0.9" for row in rates)
 
 
 def test_signals_are_handled_only_within_and_only_in_the_main_thread(monkeypatch):

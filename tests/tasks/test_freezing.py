@@ -49,7 +49,7 @@ def test_frozen_weights_and_statistics_stay_and_all_others_train():
     assert {name for name in model.state_dict() if name.startswith(frozen)} == same
     assert {"backbone.embed.0.norm.running_mean", "backbone.blocks.0.layer.norm.running_var"} <= same
     assert "backbone.blocks.1.layer.norm.running_mean" in changed
-    optimized = model.trainer.optimizers[0].param_groups[0]["params"]
+    optimized = [p for group in model.trainer.optimizers[0].param_groups for p in group["params"]]
     assert len(optimized) == sum(not name.startswith(frozen) for name, _ in model.named_parameters())
     # In the second epoch, behind a validation, as in the first; all of them in evaluation.
     inside = {name for name, _ in model.named_modules() if f"{name}.".startswith(frozen)}

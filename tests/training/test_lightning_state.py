@@ -5,7 +5,7 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torchmetrics import MeanMetric
 
 from sinkformer_pl.training import lightning_state
@@ -202,3 +202,27 @@ def test_a_metric_counts_its_updates():
     lightning_state.set_metric_state(other, metric.metric_state, metric.update_count)
     assert other.update_count == 1
     assert other.compute() == 2
+
+
+@pytest.mark.parametrize(("arguments", "last"), [({}, 4), ({"limit_train_batches": 3}, 3)])
+def test_a_batch_is_the_last_of_its_epoch(arguments, last):
+    seen = []
+
+    class See(Linear):
+        def on_train_batch_end(self, *_):
+            seen.append(lightning_state.ends_epoch(self.trainer))
+
+    trainer(**arguments).fit(See(), DATA, DATA)
+    assert seen == [*[False] * (last - 1), True] * 2
+
+
+def test_an_average_of_weights_begins_anew_on_the_device_of_the_training():
+    average = EMAWeightAveraging()
+    fitted(average)
+    assert int(lightning_state.average_of(average).n_averaged) == 8
+    made = trainer(average)
+    lightning_state.begin_average(average, made)
+    average.setup(made, Linear(), "fit")
+    assert int(lightning_state.average_of(average).n_averaged) == 0
+    assert lightning_state.average_of(average).n_averaged.device == made.strategy.root_device
+    assert average.state_dict() == {"latest_update_step": 0}

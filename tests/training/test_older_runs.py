@@ -20,6 +20,7 @@ import torch
 from sinkformer_pl.cli import main
 from sinkformer_pl.factories import with_defaults
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.tasks.protocol import saved_arguments
 from sinkformer_pl.training.checkpoint_content import learnt_from
 
 EXACT = bool(os.environ.get("OLDER_RUNS_EXACT"))
@@ -87,7 +88,11 @@ def test_it_is_resumed_to_the_same_weights_and_state(resumed, name):
             re.sub(r"\.attention\.(log_temperature|normalization)\b", r".attention.core.\1", key): value
             for key, value in content["state_dict"].items()
         }
-        content["hyper_parameters"] = with_defaults(content["hyper_parameters"], Classifier)
+        content["hyper_parameters"] = with_defaults(saved_arguments(content, Classifier), Classifier)
+        # Of the schedule's state the rates and the steps behind them.
+        content.pop("sinkformer_pl_steps", None)
+        [schedule] = content["lr_schedulers"]
+        content["lr_schedulers"] = [{key: schedule[key] for key in ("last_epoch", "_step_count", "_last_lr")}]
     close(then, now)
 
 

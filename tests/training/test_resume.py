@@ -276,7 +276,7 @@ def test_a_training_whose_steps_end_within_an_epoch_goes_on_within_it(tmp_path):
     place.fit("parts", "--trainer.max_steps", "15", "--ckpt_path", "last")
     assert place.seen("parts") == place.seen("alone")
     # The best was written when the training was to have seven steps.
-    assert differences(place.run("alone"), place.run("parts")) == ["best.ckpt: /sinkformer_pl_steps: 15 and 7"]
+    assert differences(place.run("alone"), place.run("parts")) == ["best.ckpt: /lr_schedulers/0/steps: 15 and 7"]
 
 
 @pytest.mark.slow
