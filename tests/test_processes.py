@@ -68,6 +68,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_uneven_splits_are_evaluated_as_by_one_process(trained):
     """Of five batches the last is smaller; three of twelve classes have no sample."""
     require_equal_figures(trained, 9, 2)
@@ -132,7 +133,7 @@ def left_over(group: int) -> bool:
         pytest.param("bug", 0, "KeyError: 'the first cause'", marks=pytest.mark.slow),
         pytest.param("nan", 1, "error: epoch 0, step 2: batch 2 has a loss of nan: the", marks=pytest.mark.slow),
         pytest.param("kill", 0, "was ended", marks=pytest.mark.slow),
-        ("kill", 1, "was ended by SIGKILL"),
+        pytest.param("kill", 1, "was ended by SIGKILL", marks=pytest.mark.slow),
         pytest.param("hang", 0, "error: the first cause", marks=pytest.mark.slow),
     ],
 )
@@ -211,7 +212,7 @@ class Signalled(pl.Callback):
 @pytest.mark.parametrize(
     ("moment", "rank"),
     [
-        ("in a test", 1),
+        pytest.param("in a test", 1, marks=pytest.mark.slow),
         pytest.param("in a test", 0, marks=pytest.mark.slow),
         pytest.param("before the first step", 0, marks=pytest.mark.slow),
         pytest.param("before the first step", 1, marks=pytest.mark.slow),

@@ -80,6 +80,7 @@ def test_dependencies_are_those_that_are_imported():
     assert declared - IMPORTED_BY_OTHERS == distributions
 
 
+@pytest.mark.slow
 def test_comparisons_can_be_imported_where_there_is_no_fcntl():
     without = "import sys; sys.modules['fcntl'] = None\n"
     assert "scipy" in modules_after(f"{without}import sinkformer_pl.comparison")

@@ -33,14 +33,21 @@ CONVERGED = {
     "SlicedTransport": {"sort_temperature": 0.0},
     "SymmetricSinkhorn": {"n_iters": 101},
 }
-DEFAULTS = [(name, {}) for name in registered()]
-OTHERS = [(name, given) for name, several in ARGUMENTS.items() for given in several]
+ONE_GRAPH = {"Softmax", "Sinkhorn"}
+"""Compiled in the fast suite; for the others it takes most of their time."""
 
 
-@pytest.mark.parametrize(("name", "given"), DEFAULTS + OTHERS)
-def test_registered_normalizations_keep_the_contract(name, given):
+@pytest.mark.parametrize(
+    ("name", "given", "compiled"),
+    [
+        *((name, {}, name in ONE_GRAPH) for name in registered()),
+        *(pytest.param(name, {}, True, marks=pytest.mark.slow) for name in registered() if name not in ONE_GRAPH),
+        *((name, given, False) for name, several in ARGUMENTS.items() for given in several),
+    ],
+)
+def test_registered_normalizations_keep_the_contract(name, given, compiled):
     factory, converged = (partial(registered()[name], **arguments) for arguments in (given, CONVERGED.get(name, given)))
-    check_normalization(factory, converged=converged, compiled=not given)
+    check_normalization(factory, converged=converged, compiled=compiled)
 
 
 # Classes that keep the contract and exercise what the package's own don't.
@@ -138,7 +145,7 @@ class Tied(ScoreNormalization):
 
 @pytest.mark.parametrize("factory", [Linear, Noisy, Square, Rectified, Tied])
 def test_other_sound_classes_pass(factory):
-    check_normalization(factory)
+    check_normalization(factory, compiled=factory is Linear)
 
 
 # Classes that break one rule each.

@@ -206,16 +206,21 @@ def test_runs_that_fail_are_reported_and_tried_again(tmp_path):
 
 
 def test_what_is_refused_stops_all_and_leaves_the_name_to_the_next(tmp_path, monkeypatch, capsys):
-    """Its runs are new processes, as they are for a user."""
+    """The runs of the first are new processes, as they are for a user."""
     monkeypatch.chdir(tmp_path)
     config(tmp_path, "Witness", 1)
-    for interval in ("1000", "2000"):
-        with pytest.raises(SystemExit):
-            main([*COMPARE, "--normalizations", "Softmax,Sinkhorn", "--trainer.val_check_interval", interval])
-        captured = capsys.readouterr()
-        assert captured.err.startswith(f"error: trainer.val_check_interval {interval}: an epoch has")
-        assert captured.out.count("begins") == 1
+
+    def check(interval, out, err):
+        assert f"error: trainer.val_check_interval {interval}: an epoch has" in err
+        assert out.count("begins") == 1
         assert json.loads(Path("runs/tiny-compare/comparison.json").read_text())["flags"][-1] == interval
+
+    argv = ["--normalizations", "Softmax,Sinkhorn", "--trainer.val_check_interval"]
+    with pytest.raises(SystemExit):
+        main([*COMPARE, *argv, "1000"])
+    check("1000", *capsys.readouterr())
+    done = compare(tmp_path, *argv, "2000", status=2)
+    check("2000", done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(

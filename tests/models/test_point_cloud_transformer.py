@@ -229,9 +229,8 @@ def test_half_precision_under_autocast(name):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("normalization", "masked"), [pytest.param(Softmax, False, marks=pytest.mark.slow), (Sinkhorn, True)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("normalization", "masked"), [(Softmax, False), (Sinkhorn, True)])
 def test_one_graph_for_the_compiler(normalization, masked):
     torch.compiler.reset()
     model, (_, inputs, mask) = build(normalization, depth=1, dropout=0.0), padded()
