@@ -1,6 +1,8 @@
 """Trainings that start from given weights, and with frozen parts, by the command line."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 import yaml
 
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
-from tests.cli.conftest import TINY
+from tests.cli.conftest import ROOT, TINY
 from tests.trials.kill_and_resume import differences
 
 SOURCE = "runs/tiny/version_0/checkpoints/best.ckpt"
@@ -104,3 +106,28 @@ def test_what_can_not_be_is_a_line_before_anything_is_written(trained, tiny, fai
         message = fail(*fit, *flags)
         for words in said:
             assert words in message, message
+
+
+def test_the_examples_of_the_documentation_run(run, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    sections = [
+        page.partition(f"\n## {title}\n")[2].partition("\n## ")[0] for title in ("From given weights", "Frozen parts")
+    ]
+    lines = [
+        line for block in re.findall(r"```sh\n(.*?)```", "".join(sections), re.DOTALL) for line in block.splitlines()
+    ]
+    small = "--data.train_size 40 --model.backbone.dim 8 --model.backbone.num_heads 2 --model.backbone.mlp_dim 8"
+    quiet = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.max_epochs 2"
+    said = [run(*shlex.split(line)[3:], *small.split(), *quiet.split()) for line in lines]
+    assert len(said) == 4
+    assert "  resized: backbone.positions, 4 x 4 to 6 x 6" in said[1]
+    assert "of them frozen" in said[2]
+    there, here = (
+        weights("runs/image/version_0/checkpoints/best.ckpt"),
+        weights("runs/frozen/version_0/checkpoints/last.ckpt"),
+    )
+    frozen = ("backbone.embed.", "backbone.encoder.blocks.0.", "backbone.encoder.blocks.1.")
+    assert {name for name in here if torch.equal(here[name], there[name])} == {n for n in here if n.startswith(frozen)}
+    groups = read_checkpoint("runs/thawed/version_0/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert len(groups) == 2

@@ -111,10 +111,9 @@ class Normed(Backbone):
 
 
 def test_a_batch_norm_that_is_frozen_by_name_isn_t_left_trainable():
-    changed, _ = fit(
-        Classifier(Normed, Softmax, 12, optimizer=DECAY, freeze="backbone.norm"),
-        BackboneFinetuning(unfreeze_backbone_at_epoch=1),
-    )
+    model = Classifier(Normed, Softmax, 12, optimizer=DECAY, freeze="backbone.norm")
+    changed, _ = fit(model, BackboneFinetuning(unfreeze_backbone_at_epoch=1))
+    assert {id(p) for p in model.trainer.optimizers[0].param_groups[0]["params"]} == {*map(id, model.head.parameters())}
     assert changed == {"head.weight", "head.bias", "backbone.project.weight", "backbone.project.bias"}
 
 

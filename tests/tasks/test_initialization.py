@@ -192,6 +192,30 @@ def test_the_same_normalization_keeps_what_it_has_learned(tmp_path):
     assert same(source, target)
 
 
+class Sharpened(Entmax):
+    """Another normalization, whose parameter has the same name."""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_normalization_of_another_class_has_its_own_parameters_even_of_the_same_names(tmp_path, known):
+    source = made(0, normalization=partial(Entmax, learned=True))
+    target = made(1, normalization=partial(Sharpened, learned=True))
+    name = "backbone.encoder.blocks.0.attention.core.normalization.alpha_logit"
+    before = target.state_dict()[name].clone()
+    path = saved(source, tmp_path / "a.ckpt")
+    if not known:  # A file that doesn't say which class it was.
+        torch.save(source.state_dict(), path)
+    init_from(target, path)
+    assert torch.equal(target.state_dict()[name], before if known else source.state_dict()[name])
+
+
+def test_names_of_version_0_1_are_known(tmp_path):
+    source, target = (made(seed, normalization=partial(Entmax, learned=True)) for seed in (0, 1))
+    torch.save({name.replace(".core.", "."): value for name, value in source.state_dict().items()}, tmp_path / "a.pt")
+    init_from(target, tmp_path / "a.pt")
+    assert same(source, target)
+
+
 def test_parts_by_name(tmp_path):
     source, target, untouched = made(0), made(1), made(1)
     path = saved(source, tmp_path / "a.ckpt")
