@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sinkformer_pl.flows import FlowSettings, ParticleAttention, follow_attention
-from sinkformer_pl.ops import marginal_error, sinkhorn
+from sinkformer_pl.ops import marginal_error, sinkhorn, sinkhorn_attention
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
@@ -40,6 +40,21 @@ def test_causal_sinkhorn_tends_to_the_identity():
 def test_with_one_query_the_plan_is_uniform():
     scores = torch.randn(1, 1, 1, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sinkhorn(scores, 3), torch.full_like(scores, 1 / 7))
+
+
+def test_a_mean_over_queries_doesnt_see_a_converged_plan():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 8, generator=generator, dtype=torch.float64).requires_grad_() for n in (9, 7, 7))
+    upstream = torch.randn(1, 2, 8, generator=generator, dtype=torch.float64)
+    sizes = {}
+    for n_iters in (1, 3, 301):
+        output = sinkhorn_attention(q, k, v, n_iters=n_iters)
+        gradients = torch.autograd.grad(output.mean(2), (q, k), upstream)
+        sizes[n_iters] = max(float(gradient.abs().max()) for gradient in gradients)
+    assert sizes[1] > 1e-2
+    assert sizes[3] < sizes[1] / 3
+    assert sizes[301] < 1e-14
+    torch.testing.assert_close(output.mean(2), v.mean(2), rtol=0, atol=1e-14)
 
 
 def test_figures_of_the_table():
