@@ -246,7 +246,7 @@ def test_another_accumulation_in_each_epoch_goes_on_bit_for_bit(tmp_path):
 def test_a_training_that_unfreezes_its_backbone_goes_on_bit_for_bit(tmp_path, schedule):
     unfreeze = {"class_path": "BackboneFinetuning", "init_args": {"unfreeze_backbone_at_epoch": 1}}
     trainer = {**POINTS["trainer"], "callbacks": ["witness.Witness", unfreeze], "log_every_n_steps": 1}
-    model = {**POINTS["model"], "schedule": schedule}
+    model = {**POINTS["model"], "schedule": schedule, "freeze": "backbone.embed,backbone.blocks.0"}
     place = Place(tmp_path, {**POINTS, "model": model, "trainer": trainer})
     place.fit("alone")
     # In the first epoch, in that of the unfreezing, and in the next.
