@@ -17,7 +17,11 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.inference.inputs import Item
 
 STANDARD_INPUT = "-"
-ENDINGS: dict[str, Sequence[str]] = {"images": IMG_EXTENSIONS, "texts": (".txt",), "point clouds": SUFFIXES}
+ENDINGS: dict[str, Sequence[str]] = {
+    "images": IMG_EXTENSIONS,
+    "texts": (".txt", ".text", ".md", ".rst"),
+    "point clouds": SUFFIXES,
+}
 """Of the files in folders, by the kind of inputs; a file that is named itself may be called as it likes."""
 
 

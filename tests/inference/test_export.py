@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -152,6 +153,21 @@ def test_refusals_leave_nothing(checkpoints, tmp_path, capsys):
         assert exit_.value.code == 2
         assert told in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt2"]
+
+
+@pytest.mark.parametrize(
+    "suffix", [".safetensors", *(pytest.param(s, marks=pytest.mark.slow) for s in (".pt2", ".onnx"))]
+)
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(checkpoints, tmp_path, suffix):
+    model = sinkformer_pl.load(checkpoints["text"], device="cpu")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export(model, tmp_path / f"model{suffix}", batches_of("text"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_outputs_that_are_no_numbers_are_an_error(checkpoints, tmp_path, monkeypatch):

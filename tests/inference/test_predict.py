@@ -97,10 +97,10 @@ def test_texts_of_tables_lines_and_standard_input_with_labels(checkpoints, run, 
 def test_lines_of_the_files_in_folders(checkpoints, run, tmp_path):
     for name, good in (("pos", True), ("neg", False)):
         (tmp_path / "x" / name).mkdir(parents=True)
-        (tmp_path / "x" / name / "a.txt").write_text("\n".join(words(good, i) for i in range(3)))
+        (tmp_path / "x" / name / "a.md").write_text("\n".join(words(good, i) for i in range(3)))
     out, err = run("--ckpt_path", checkpoints["text"], "x", "--lines", "--output", "-")
     rows = table(out)
-    assert [row["name"] for row in rows] == [f"x/{name}/a.txt:{line}" for name in ("neg", "pos") for line in (1, 2, 3)]
+    assert [row["name"] for row in rows] == [f"x/{name}/a.md:{line}" for name in ("neg", "pos") for line in (1, 2, 3)]
     assert [row["class"] for row in rows] == ["neg"] * 3 + ["pos"] * 3
     assert "accuracy 1.0000: 6 of 6" in err
 
