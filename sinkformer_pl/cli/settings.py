@@ -230,12 +230,22 @@ def _require_one_start(settings: Settings, layers: Layers) -> None:
                 raise UserError(f"{layers.source(name)}{name} {run[name]}: it is of init_from; give --init_from PATH")
     elif settings.command == "fit" and settings.content is not None:
         remembered = settings.content.get(CONFIG_KEY) or {}
+        if _is_of(run["init_from"], remembered.get("init_from")):
+            # Where it was when the training began; runs may have been moved since.
+            settings.run = run.with_argument("init_from", remembered["init_from"])
+        plain = settings.plain()
         for name in ("init_from", "init_only", "init_strict"):
             if plain[name] != remembered.get(name):
                 raise UserError(
                     f"{layers.source(name)}{name} {run[name]}: --ckpt_path {settings.checkpoint} has the weights with "
                     "which the training goes on; leave one of them out"
                 )
+
+
+def _is_of(given: str, remembered: str | None) -> bool:
+    """Tell whether a path, which may be relative to another folder now, is one that a checkpoint remembers."""
+    tail = Path(given).parts
+    return remembered is not None and Path(remembered).parts[-len(tail) :] == tail
 
 
 def _remembered(content: dict[str, Any], command: str, given: Given) -> dict[str, Any]:

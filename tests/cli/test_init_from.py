@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from sinkformer_pl.cli.settings import read_settings
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from tests.cli.conftest import ROOT, TINY
 from tests.trials.kill_and_resume import differences
@@ -71,6 +72,12 @@ def test_it_resumes_bit_for_bit_without_the_file(fine, run, fail, tmp_path):
     there, here = weights("moved.ckpt"), weights(parts / "checkpoints/last.ckpt")
     frozen = {name for name in here if torch.equal(here[name], there[name])}
     assert frozen == {name for name in here if name.startswith(("backbone.embed.", "backbone.blocks.0."))}
+    # From another folder it is the same file still.
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "elsewhere").mkdir()
+        patch.chdir(tmp_path / "elsewhere")
+        there = ["--config", fine, "--ckpt_path", str(parts / "checkpoints/last.ckpt")]
+        assert read_settings("fit", there).plain()["init_from"] == str(tmp_path / SOURCE)
     # Other weights to start from are none to go on with.
     for flags in (["--init_from", "moved.ckpt"], ["--init_only", "backbone"]):
         message = fail(*again, *flags)
