@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from sinkformer_pl.data.arrow import class_names, is_saved_dataset
 from sinkformer_pl.data.dataset import Split
-from sinkformer_pl.data.labels import classes_of
+from sinkformer_pl.data.labels import Labels
 from sinkformer_pl.data.table import TABLE_SUFFIXES, Row, read_table
 from sinkformer_pl.errors import UserError
 
@@ -52,7 +52,7 @@ class SplitTables:
         test: name of the test table.
         val: name of the validation table; None to divide validation from training.
         split: column of the splits, "train", "test" and perhaps "val", where `root` is a table; None is "split".
-        label: column of the labels.
+        labels: where the classes of a row are.
         header: whether the first row of a .csv or .tsv file names the columns.
         remedy: how to name columns, for messages.
     """
@@ -62,7 +62,7 @@ class SplitTables:
     test: str = "test"
     val: str | None = None
     split: str | None = None
-    label: str = "label"
+    labels: Labels = field(default_factory=Labels)
     header: bool = True
     remedy: str = ""
 
@@ -101,13 +101,14 @@ class SplitTables:
         """
         parts = self.read(columns, only=None if self.single else "train")
         table, rows = parts["train"].table, parts["train"].rows
-        if (named := class_names(table, self.label)) is not None:
+        single = not self.labels.multi_label
+        if single and (named := class_names(table, self.labels.columns[0])) is not None:
             return named
-        classes = classes_of(rows, self.label)
-        if self.val is None and "val" not in parts and len(classes) == len(rows) > 1:
+        classes = self.labels.classes_of(rows)
+        if single and self.val is None and "val" not in parts and len(classes) == len(rows) > 1:
             raise UserError(
-                f"{table}: column {self.label} has another label in each row, so that nothing is left for validation; "
-                "give more samples, or name the column of labels by data.label"
+                f"{table}: column {self.labels.column} has another label in each row, so that nothing is left for "
+                "validation; give more samples, or name the column of labels by data.label"
             )
         return classes
 
@@ -133,13 +134,13 @@ class SplitTables:
                 continue
             name = self._name(given)
             path = self.root / name
-            wanted = [*columns, self.label, *(of_training if split == "train" else ())]
+            wanted = [*columns, *self.labels.columns, *(of_training if split == "train" else ())]
             parts[split] = Part(name, self.root, read_table(path, wanted, self.remedy, header=self.header))
         return parts
 
     def _divided(self, columns: Sequence[str], only: Split | None) -> dict[Split, Part]:
         column = self.split or "split"
-        rows = read_table(self.root, [*columns, self.label, column], self.remedy, header=self.header)
+        rows = read_table(self.root, [*columns, *self.labels.columns, column], self.remedy, header=self.header)
         parts: dict[Split, list[Row]] = {split: [] for split in SPLITS}
         for row in rows:
             named = str(row.cells[column]).strip()

@@ -7,7 +7,7 @@ from typing import Any
 from sinkformer_pl.data.dataset import Split
 from sinkformer_pl.data.images.base import ImageData, Images
 from sinkformer_pl.data.images.decoding import check_images
-from sinkformer_pl.data.labels import targets_of
+from sinkformer_pl.data.labels import labels_from
 from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.split_tables import Part, SplitTables
 from sinkformer_pl.data.validation import warn_if_unused
@@ -21,6 +21,9 @@ class ImageTable(ImageData):
 
     Tables are `.csv`, `.tsv`, `.jsonl` or `.parquet` files. Paths are relative to the folder of their table; files may
     have any suffix. The classes are the labels of the training table, sorted (as numbers where all are).
+
+    Multi-label: with `separator` a cell has any number of labels (in .jsonl and .parquet also as a list), with several
+    columns as `label` each is a class, 1 in the rows where it holds, else 0.
     """
 
     def __init__(
@@ -32,7 +35,8 @@ class ImageTable(ImageData):
         val: str | None = None,
         split: str | int | None = None,
         path: str | int = "path",
-        label: str | int = "label",
+        label: str | int | Sequence[str | int] = "label",
+        separator: str | None = None,
         header: bool = True,
         classes: Sequence[str] | None = None,
         check_files: bool = True,
@@ -49,7 +53,8 @@ class ImageTable(ImageData):
             val: name of the validation table; None to divide validation from training.
             split: column of train, test or val, where `root` is a table; None is "split".
             path: column of the paths. This and all columns: by name, or by number from 1 on.
-            label: column of the labels.
+            label: column of the labels; or several, one for each class, 1 where it holds, else 0.
+            separator: what stands between the labels of a row, such as "|"; None where each row has one.
             header: whether the first row of a .csv or .tsv file names the columns; else they are given by number.
             classes: class names, to give their order or to have more than the training table has.
             check_files: whether to decode every file before training, 0.3 to 1 ms each, and to look for test images
@@ -63,15 +68,16 @@ class ImageTable(ImageData):
             UserError: a table that can't be read, a missing column, or an argument out of its range.
         """
         self.root = Path(root)
-        self.path, self.label = str(path), str(label)
+        self.path, self.labels = str(path), labels_from(label, separator)
         self.check_files = check_files
-        if self.path == self.label:
+        if self.path in self.labels.columns:
             raise UserError(f"data.path and data.label are both {self.path}; name two columns")
         self.tables = SplitTables(
-            self.root, train, test, val, None if split is None else str(split), self.label, header, REMEDY
+            self.root, train, test, val, None if split is None else str(split), self.labels, header, REMEDY
         )
         found = self.tables.classes([self.path]) if classes is None else classes
         super().__init__(found, crop_area=crop_area, flip=flip, **kwargs)
+        self.multi_label = self.labels.multi_label
         if val is not None:
             warn_if_unused(self.val_fraction, f"{self.root}/{val}")
 
@@ -104,7 +110,7 @@ class ImageTable(ImageData):
     def _images(self, part: Part, files: Sequence[Path]) -> Images:
         return Images(
             images=files,
-            targets=targets_of(part.rows, self.label, self.classes),
+            targets=self.labels.targets_of(part.rows, self.classes),
             names=[row.cells[self.path].strip() for row in part.rows],
         )
 

@@ -48,7 +48,7 @@ def load_clouds(listing: Listing, preprocessing: CloudPreprocessing, cache: Path
         part: Clouds(
             points=torch.from_numpy(arrays[part]),
             sizes=torch.from_numpy(arrays[f"{part}_sizes"]),
-            targets=torch.tensor(listing.targets[part], dtype=torch.int64),
+            targets=listing.targets[part],
             names=names_of(files, listing.root),
             stamps=[str(file.stat().st_size) for file in files],
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sinkformer_pl.data.labels import Labels, labels_from
 from sinkformer_pl.data.pointclouds.array_file import (
     ARRAY_SUFFIXES,
     ArrayFiles,
@@ -41,7 +42,8 @@ class PointClouds(PointCloudData):
     Files: `.off`, `.ply`, `.obj`, `.stl`, `.pcd`, `.npy`, `.npz`, `.h5`, `.xyz`, `.txt` or `.csv`, in any case, under
     `<class>/train` and `<class>/test` (ModelNet's layout), `train/<class>` and `test/<class>` (perhaps also `val`), or
     `<class>` alone, in `root` or, divided into parts, in its folder `raw`, `ModelNet10` or `ModelNet40`. Or `root` is a
-    .csv or .tsv file with columns `path` and `label`, and perhaps `split`. Points are drawn from the surface of a mesh
+    .csv or .tsv file with columns `path` and `label`, and perhaps `split`; of any number of classes a cloud, there are
+    several in a cell (`separator`), or a column for each (`label`). Points are drawn from the surface of a mesh
     once; a file of points has all of its own. Under a Trainer they are cached in the folder `cache` of its
     `default_root_dir`, never beside the files.
 
@@ -63,6 +65,8 @@ class PointClouds(PointCloudData):
         download: ModelNetName | None = None,
         pool_size: int = 2048,
         test_fraction: float = 0.2,
+        label: str | Sequence[str] = "label",
+        separator: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Look at `root` and learn the classes; no points are read.
@@ -78,6 +82,8 @@ class PointClouds(PointCloudData):
             test_fraction: share of each class that is kept for the test, in (0, 1), where neither folders nor a list
                 divide the files. Which clouds these are doesn't depend on `seed`: a test under another seed has no
                 clouds that were trained on.
+            label: column of the labels of a list; or several, one for each class, 1 where it holds, else 0.
+            separator: what stands between the labels of a cloud of a list, such as "|"; None where each has one.
             **kwargs: what `PointCloudData` takes.
 
         Raises:
@@ -87,13 +93,20 @@ class PointClouds(PointCloudData):
         self.download: ModelNetName | None = download
         self.pool_size = pool_size
         self.test_fraction = test_fraction
+        self.labels = labels_from(label, separator)
         require_features(features, "data.features")
         if pool_size < 2:
             raise UserError(f"data.pool_size is {pool_size}: give 2 or more")
         if not 0 < test_fraction < 1:
             raise UserError(f"data.test_fraction is {test_fraction}: give a share between 0 and 1, both excluded")
         self._arrays = self._find_arrays()
+        if self.labels != Labels() and not (self.root.is_file() and self.root.suffix.lower() in LIST_SUFFIXES):
+            raise UserError(
+                f"data.label and data.separator are of lists of clouds, and {self.root} is none; leave them out, or "
+                f"give a list, {' or '.join(LIST_SUFFIXES)}"
+            )
         super().__init__(self._find_classes(), **kwargs)
+        self.multi_label = self.labels.multi_label
         self.preprocessing = replace(
             self.preprocessing, features=tuple(features), columns=columns and tuple(columns), pool_size=pool_size
         )
@@ -146,7 +159,7 @@ class PointClouds(PointCloudData):
 
     def _listing(self) -> Listing | None:
         if self.root.is_file():
-            return read_list(self.root)
+            return read_list(self.root, self.labels)
         folder = self._folder()
         return None if folder is None else list_files(folder)
 
@@ -167,7 +180,7 @@ class PointClouds(PointCloudData):
                     f"{self.root}: not one of {', '.join(ARRAY_SUFFIXES)} (arrays), {', '.join(LIST_SUFFIXES)} (a "
                     "list); give such a file, or a folder"
                 )
-            return read_list(self.root).classes
+            return read_list(self.root, self.labels).classes
         folder = self._folder()
         if folder is not None:
             return folder.classes

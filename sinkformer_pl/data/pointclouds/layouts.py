@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sinkformer_pl.data.labels import label_of
+import torch
+from torch import Tensor
+
+from sinkformer_pl.data.labels import Labels
 from sinkformer_pl.data.pointclouds.formats import SUFFIXES, is_cloud_file
 from sinkformer_pl.data.reading import files_below, is_folder, list_folder, warn_of_left_out
 from sinkformer_pl.data.table import table_rows
@@ -28,13 +31,13 @@ class Listing(NamedTuple):
         classes: their sorted names.
         files: of each part ("train" and "test", perhaps "val"; or "all"), by class and name, so that no order depends
             on the file system.
-        targets: the class index of each file.
+        targets: (n,) int64 class indices of the files of each part; of a multi-label list (n, classes) bool.
     """
 
     root: Path
     classes: tuple[str, ...]
     files: Mapping[str, Sequence[Path]]
-    targets: Mapping[str, Sequence[int]]
+    targets: Mapping[str, Tensor]
 
 
 class CloudFolder(NamedTuple):
@@ -85,7 +88,7 @@ def list_files(folder: CloudFolder) -> Listing:
         UserError: nothing to train on or nothing to test on, or a folder that can't be read.
     """
     files: dict[str, list[Path]] = {}
-    targets: dict[str, list[int]] = {}
+    targets: dict[str, Tensor] = {}
     below = [place for classes in folder.folders.values() for place in classes.values()]
     for part, classes in folder.folders.items():
         found = [(file, name) for name, place in sorted(classes.items()) for file in files_below(place)]
@@ -96,7 +99,7 @@ def list_files(folder: CloudFolder) -> Listing:
                 f"{folder.path}: no clouds of part {part}{others}; put some there, as files of {', '.join(SUFFIXES)}"
             )
         files[part] = [file for file, _ in chosen]
-        targets[part] = [folder.classes.index(name) for _, name in chosen]
+        targets[part] = torch.tensor([folder.classes.index(name) for _, name in chosen], dtype=torch.int64)
     for part in ("train", "test"):
         if part not in files and EVERYTHING not in files:
             raise UserError(
@@ -111,36 +114,41 @@ def list_files(folder: CloudFolder) -> Listing:
     return Listing(folder.path, folder.classes, files, targets)
 
 
-def read_list(path: Path) -> Listing:
-    """Read a table with columns `path` and `label`, and perhaps `split`: train, test or val.
+def read_list(path: Path, labels: Labels) -> Listing:
+    """Read a table with columns `path` and of labels, and perhaps `split`: train, test or val.
 
     Args:
         path: a .csv or .tsv file; the paths in it are relative to its folder.
+        labels: where the classes are.
 
     Raises:
         UserError: a file that can't be read, columns or labels that are missing, no file of such a name, a split of
             another name, or one without clouds.
     """
-    rows: list[tuple[Path, str, str]] = []
-    for row in table_rows(path, ["path", "label"], "name them path and label"):
+    rows = list(table_rows(path, ["path", *labels.columns], "name them path and label, or the labels by data.label"))
+    files, splits = [], []
+    for row in rows:
         name, split = (str(row.cells.get(column, EVERYTHING)).strip() for column in ("path", "split"))
         if not name:
             raise UserError(f"{row.where}: no path; give one or remove the line")
-        label = label_of(row, "label", None)
         if split not in (*PARTS, EVERYTHING):
             raise UserError(f"{row.where}: split {split[:20]!r}; give one of {', '.join(PARTS)}")
         if not (path.parent / name).is_file():
             raise UserError(f"{row.where}: no file {path.parent / name}; correct the path, or remove the line")
-        rows.append((path.parent / name, label, split))
-    classes = tuple(sorted({label for _, label, _ in rows}))
-    parts = {split for _, _, split in rows} or {EVERYTHING}
+        files.append(path.parent / name)
+        splits.append(split)
+    # Those of one column are in the order of texts, "10" before "9".
+    classes = sorted(labels.classes_of(rows)) if isinstance(labels.column, str) else labels.columns
+    targets = labels.targets_of(rows, classes)
+    parts = {*splits} or {EVERYTHING}
     for part in {"train", "test"} - parts if parts != {EVERYTHING} else ():
         raise UserError(f"{path}: no clouds of split {part}; give some, or leave the column out")
+    places = {part: [place for place, split in enumerate(splits) if split == part] for part in parts}
     return Listing(
         path.parent,
-        classes,
-        {part: [file for file, _, split in rows if split == part] for part in parts},
-        {part: [classes.index(label) for _, label, split in rows if split == part] for part in parts},
+        tuple(classes),
+        {part: [files[place] for place in chosen] for part, chosen in places.items()},
+        {part: targets[chosen] for part, chosen in places.items()},
     )
 
 

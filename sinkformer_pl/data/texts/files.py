@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from sinkformer_pl.data.dataset import Split
-from sinkformer_pl.data.labels import is_number, targets_of
+from sinkformer_pl.data.labels import is_number, labels_from
 from sinkformer_pl.data.source import Source
 from sinkformer_pl.data.split_tables import Part, SplitTables
 from sinkformer_pl.data.table import plain
@@ -30,6 +30,9 @@ class TextTable(TextData):
     Face's `datasets` wrote. Blank lines are skipped. Labels are names, without spaces around them: the classes are the
     training table's, sorted (as numbers where all are), or those of a `ClassLabel`. Words that programs write for a
     missing value, such as nan, are labels only where `classes` has them.
+
+    Multi-label: with `separator` a cell has any number of labels (in .jsonl and .parquet also as a list), with several
+    columns as `label` each is a class, 1 in the rows where it holds, else 0.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class TextTable(TextData):
         split: str | int | None = None,
         text: str | int = "text",
         text_columns: Sequence[str | int] | None = None,
-        label: str | int = "label",
+        label: str | int | Sequence[str | int] = "label",
+        separator: str | None = None,
         group: str | int | None = None,
         header: bool = True,
         classes: Sequence[str] | None = None,
@@ -58,7 +62,8 @@ class TextTable(TextData):
             split: column of train, test or val, where `root` is a table; None is "split".
             text: column of the texts. This and all columns: by name, or by number from 1 on.
             text_columns: the two columns of pairs of texts, in the place of `text`.
-            label: column of the labels.
+            label: column of the labels; or several, one for each class, 1 where it holds, else 0.
+            separator: what stands between the labels of a row, such as "|"; None where each row has one.
             group: column of what rows have in common; no such group is divided between training and validation.
             header: whether the first row of a .csv or .tsv file names the columns; else they are given by number.
             classes: class names, to give their order or to have more than the training table has.
@@ -67,16 +72,17 @@ class TextTable(TextData):
         Raises:
             UserError: a table that can't be read, a missing column, or an argument out of its range.
         """
-        self.text, self.label = str(text), str(label)
+        self.text, self.labels = str(text), labels_from(label, separator)
         self.columns = [self.text] if text_columns is None else [str(column) for column in text_columns]
         self.pair = text_columns is not None
         self.group = None if group is None else str(group)
         self._require_columns(text_columns)
         self.root = Path(root)
         self.tables = SplitTables(
-            self.root, train, test, val, None if split is None else str(split), self.label, header, REMEDY
+            self.root, train, test, val, None if split is None else str(split), self.labels, header, REMEDY
         )
         super().__init__(self.tables.classes(self.columns) if classes is None else classes, **kwargs)
+        self.multi_label = self.labels.multi_label
         if val is not None and group is not None:
             raise UserError(f"data.group is {group}, but data.val is given: nothing is left to divide; leave one out")
         if val is not None:
@@ -98,9 +104,9 @@ class TextTable(TextData):
             raise UserError(f"data.text is {self.text}, and data.text_columns are given, too; leave one out")
         if self.pair and len(set(self.columns)) != 2:
             raise UserError(f"data.text_columns is {self.columns}: give two columns, such as [premise, hypothesis]")
-        if self.label in self.columns:
+        if both := [column for column in self.labels.columns if column in self.columns]:
             name = "text_columns" if self.pair else "text"
-            raise UserError(f"data.{name} and data.label are both {self.label}; name two columns")
+            raise UserError(f"data.{name} and data.label are both {both[0]}; name two columns")
 
     def _texts(self, part: Part, split: Split) -> Texts:
         texts: list[Text] = []
@@ -113,7 +119,7 @@ class TextTable(TextData):
         group = self.group if split == "train" else None
         return Texts(
             texts=texts,
-            targets=targets_of(part.rows, self.label, self.classes),
+            targets=self.labels.targets_of(part.rows, self.classes),
             names=part.names,
             groups=None if group is None else [plain(row.cells[group]).strip() for row in part.rows],
         )
