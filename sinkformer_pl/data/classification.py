@@ -9,7 +9,6 @@ from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -18,11 +17,11 @@ from sinkformer_pl.class_weights import ClassWeights
 from sinkformer_pl.data.dataset import LabelledDataset, Split
 from sinkformer_pl.data.identity import identity_of, require_same
 from sinkformer_pl.data.loading import ResumableLoader, default_workers
-from sinkformer_pl.data.preprocessing import Preprocessing
+from sinkformer_pl.data.preprocessing import Preprocessing, warn_of_differences
 from sinkformer_pl.data.reading import is_utf8
 from sinkformer_pl.data.sampling import EpochSampler
 from sinkformer_pl.data.splitting import stratified_split
-from sinkformer_pl.data.targets import counts_of, renumbered, require_targets, sample_weights
+from sinkformer_pl.data.targets import counts_of, renumber, require_targets, sample_weights
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.training.checkpoint_content import LEARNT_KEY, learnt_from, samples_from
 from sinkformer_pl.training.checkpoint_match import require_classes
@@ -185,10 +184,9 @@ class ClassificationData(pl.LightningDataModule, ABC):
         before, self.classes = self.classes, tuple(learnt.get("classes") or self.classes)
         saved = learnt.get("preprocessing") or {}
         preprocessing = self.preprocessing_of(saved)
-        for name, value in ({} if preprocessing is None else preprocessing.plain()).items():
-            if name in saved and _listed(saved[name]) != _listed(value):
-                rank_zero_warn(f"data.{name} is {value}; it was {saved[name]} where the checkpoint's model was trained")
-        _renumber(self.datasets, before, self.classes)
+        if preprocessing is not None:
+            warn_of_differences(preprocessing, saved)
+        renumber(self.datasets, before, self.classes)
         self._use(preprocessing)
 
     def take_over(self, learnt: Mapping[str, Any]) -> Sequence[str] | None:
@@ -255,7 +253,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
                 raise UserError(f"{self.origin}: the {split} split has no samples; give some")
             number, owner = len(self.found_classes), type(self).__name__
             require_targets(dataset.targets, number, multi_label=self.multi_label, owner=owner, split=split)
-        _renumber(datasets, self.found_classes, self.classes)
+        renumber(datasets, self.found_classes, self.classes)
         for split, dataset in datasets.items():
             counts = counts_of(dataset.targets, self.num_classes)
             absent = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
@@ -350,15 +348,3 @@ class ClassificationData(pl.LightningDataModule, ABC):
     def _position(self) -> int:
         """How many batches of its epoch a training has had; 0 in evaluations."""
         return batches_done(self.trainer) if self.trainer and self.trainer.training else 0
-
-
-def _renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], now: Sequence[str]) -> None:
-    """Make targets that are places in `before` places of the same names in `now`, which has those of all samples."""
-    if tuple(before) != tuple(now):
-        # Two splits may be one data set.
-        for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
-            dataset.targets = renumbered(dataset.targets, before, now)
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,11 +1,13 @@
 """Targets of many samples: (n,) int64 class indices, or of multi-label data (n, num_classes) bool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.class_weights import ClassWeights, balanced_weights, resolve
+from sinkformer_pl.data.dataset import LabelledDataset
 from sinkformer_pl.errors import UserError
 
 
@@ -52,6 +54,14 @@ def renumbered(targets: Tensor, before: Sequence[str], now: Sequence[str]) -> Te
         return places[targets]
     places = torch.tensor([numbers[before[place]] for place in kept], dtype=torch.int64)
     return targets.new_zeros(len(targets), len(now)).index_copy(1, places, targets[:, kept])
+
+
+def renumber(datasets: Mapping[Any, LabelledDataset], before: Sequence[str], now: Sequence[str]) -> None:
+    """Give the data sets of all splits targets by the places of their classes in `now`, as `renumbered` does."""
+    if tuple(before) != tuple(now):
+        # Two splits may be one data set.
+        for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
+            dataset.targets = renumbered(dataset.targets, before, now)
 
 
 def sample_weights(sampling: ClassWeights, targets: Tensor, classes: Sequence[str]) -> Tensor:
