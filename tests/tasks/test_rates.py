@@ -78,6 +78,10 @@ def test_a_warm_up_stands_before_any_schedule():
     assert torchs == pytest.approx(ours)
     steps = fitted(schedule=partial(lr_scheduler.StepLR, step_size=1, gamma=0.5), warmup=4)
     assert steps == pytest.approx([2e-3, 0.5, 1.0, 1.5, *(2 * 0.5**k for k in range(8))])
+    whole = fitted(
+        schedule=partial(lr_scheduler.StepLR, step_size=1, gamma=0.5), warmup="1 epoch", schedule_interval="epoch"
+    )
+    assert whole[3:] == pytest.approx([*(2.0,) * 3, *(1.0,) * 3, *(0.5,) * 3])
     # The first whole epoch behind it is the scheduler's first.
     epochs = fitted(
         schedule=partial(lr_scheduler.StepLR, step_size=1, gamma=0.5), warmup="0.67 epochs", schedule_interval="epoch"
@@ -177,3 +181,12 @@ def test_what_needs_a_length_is_refused_without_one():
         fitted(warmup="1 epoch", data=stream, max_epochs=1)
     rates = fitted(schedule=partial(lr_scheduler.ExponentialLR, gamma=0.5), data=stream, max_epochs=1)
     assert rates == [2 * 0.5**step for step in range(6)]
+
+
+def test_a_part_of_an_epoch_is_none_for_a_plateau():
+    # Nothing is ever better, so that each epoch halves the rate.
+    schedule = partial(lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1.0)
+    model = Classifier(SMALL, Softmax, 12, optimizer=SGD, schedule=schedule, schedule_monitor="train/loss")
+    engine = trainer(max_steps=7, max_epochs=3, limit_val_batches=0)
+    engine.fit(model, ProceduralShapes(train_size=24, val_size=12, test_size=12, batch_size=8))
+    assert engine.optimizers[0].param_groups[0]["lr"] == 0.5
