@@ -95,11 +95,7 @@ def init_from(
             that fit at all.
     """
     path = Path(path)
-    try:
-        weights = read_weights(path)
-    except UserError as error:
-        raise UserError(f"init_from: {error}") from None
-    rename_old_keys(weights.tensors, model)
+    weights = _read(path, model)
     resized = _resize_positions(weights, model)
     own = _tensors(model)
     wanted = select(own, only, "init_only") if as_list(only) else list(own)
@@ -131,6 +127,16 @@ def init_from(
         list(own),
         list(weights.tensors),
     )
+
+
+def _read(path: Path, model: nn.Module) -> Weights:
+    """Read a file, whose names of earlier versions become those of now."""
+    try:
+        weights = read_weights(path)
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    rename_old_keys(weights.tensors, model)
+    return weights
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
