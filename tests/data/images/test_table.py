@@ -65,6 +65,9 @@ def test_paths_are_relative_to_the_folder_of_their_table(folder):
     assert shown(module, "test") == {f"../train/{index}.png": str(index % 2) for index in (4, 5)}
     inputs = module.datasets["test"][0].inputs
     assert torch.equal(inputs, module.preprocessing(folder / "photos/train/4.png"))
+    (folder / "photos/lists/train.csv").write_text((folder / "train.csv").read_text().replace("photos/", "../"))
+    module = ready(folder, train="photos/lists/train")
+    assert shown(module, "train", "val") == {name.replace("photos/", "../"): label for name, label in expected.items()}
 
 
 def test_columns_go_by_number_where_there_is_no_header_and_a_split_may_have_its_own_table(folder):
