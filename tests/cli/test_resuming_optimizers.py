@@ -26,8 +26,11 @@ RESTARTS = {
 
 @pytest.mark.parametrize(
     ("model", "rates"),
-    [(PLATEAU, {0.01, 0.03}), (CYCLE, {2.029766}), (RESTARTS, {0.5})],
-    ids=["plateau", "cycle", "restarts"],
+    [
+        pytest.param(PLATEAU, {0.01, 0.03}, id="plateau"),
+        pytest.param(CYCLE, {2.029766}, id="cycle", marks=pytest.mark.slow),
+        pytest.param(RESTARTS, {0.5}, id="restarts", marks=pytest.mark.slow),
+    ],
 )
 def test_they_go_on_bit_for_bit(tiny, run, tmp_path, monkeypatch, model, rates):
     """Stopped within the second of three epochs, each of three steps, as by a signal."""
