@@ -18,7 +18,8 @@ class Loss(nn.Module, ABC):
     Targets are (B,) int64 class indices, or of multi-label data (B, C) float, 1 where a class holds, else 0.
 
     Attributes:
-        takes_label_smoothing: whether `mean` heeds label smoothing of class indices; a task refuses it otherwise.
+        takes_label_smoothing: whether there is label smoothing; a task refuses it otherwise. Such a class overrides
+            `smoothed` for class indices.
     """
 
     takes_label_smoothing: ClassVar[bool] = False
@@ -45,16 +46,17 @@ class Loss(nn.Module, ABC):
                 `pos_weight`.
             label_smoothing: share of a target that goes to all classes, or, of multi-label ones, to both answers alike.
         """
-        smooth = (
-            target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing and target.ndim == 2 else target
-        )
-        losses = self(logits, smooth)
+        losses = self.smoothed(logits, target, label_smoothing) if label_smoothing else self(logits, target)
         if class_weights is None:
             return losses.mean()
         if target.ndim == 2:
             return (losses * (1 + (class_weights - 1) * target)).mean()
         weights = class_weights[target]
         return (losses * weights).sum() / weights.sum()
+
+    def smoothed(self, logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        """Return the losses under label smoothing; those of class indices are up to classes that take it."""
+        return self(logits, target * (1 - label_smoothing) + label_smoothing / 2)
 
 
 class CrossEntropy(Loss):
@@ -87,6 +89,8 @@ class FocalLoss(Loss):
         gamma: 0 or more; 0 is cross-entropy.
     """
 
+    takes_label_smoothing = True
+
     def __init__(self, gamma: float = 2.0) -> None:
         super().__init__()
         if not gamma >= 0:
@@ -99,9 +103,19 @@ class FocalLoss(Loss):
         if target.ndim == 2:
             losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
             others = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
-        else:
-            losses = F.cross_entropy(logits, target, reduction="none")
-            others = -torch.expm1(-losses)
+            return self._focused(losses, others)
+        losses = F.cross_entropy(logits, target, reduction="none")
+        return self._focused(losses, -torch.expm1(-losses))
+
+    @override
+    def smoothed(self, logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        if target.ndim == 2:
+            return super().smoothed(logits, target, label_smoothing)
+        logits = _precise(logits)
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+        return self._focused(losses, -torch.expm1(-F.cross_entropy(logits, target, reduction="none")))
+
+    def _focused(self, losses: Tensor, others: Tensor) -> Tensor:
         # Of powers below 1 the slope at 0 is infinite.
         return others.clamp_min(torch.finfo(losses.dtype).tiny) ** self.gamma * losses
 

@@ -49,7 +49,6 @@ def test_a_training_resumes_within_an_epoch_to_the_same_bits(tiny, run, monkeypa
     [
         (["--model.loss", "FocalLos"], ["model.loss FocalLos", "did you mean FocalLoss?", "CrossEntropy"]),
         (["--model.loss", "FocalLoss", "--model.loss.gama", "2"], ["model.loss.gama", "model.loss.gamma"]),
-        (["--model.loss", "FocalLoss", "--model.label_smoothing", "0.1"], ["label_smoothing", "FocalLoss"]),
         (["--model.class_weights", "[1, 2]"], ["model.class_weights", "2 weights for 12 classes"]),
         (["--model.class_weights", "{bowel: 2}"], ["model.class_weights", "did you mean bowl?"]),
         (["--model.class_weights", "even"], ["model.class_weights even", "balanced"]),

@@ -87,6 +87,8 @@ def test_when_all_runs_fail_nothing_warns(tmp_path):
 
 def test_of_a_loss_the_lowest_is_best(results, tmp_path):
     text = write_report(results, metric="test/loss", root=tmp_path, command="", machine="")
+    named = write_report(results, metric="test/loss", root=tmp_path, command="", machine="", lowest=False)
+    assert "| Softmax | 4 | 0.0830 | 0.0935 | 0.094" not in named
     assert "| Softmax | 4 | 0.0830 | 0.0935 | 0.094" in text
 
 

@@ -1,5 +1,7 @@
 """Losses against PyTorch's, torchvision's and scikit-learn's."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from sinkformer_pl.class_weights import balanced_weights, resolve
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks import CrossEntropy, FocalLoss, Loss
+from sinkformer_pl.models import SetTransformer
+from sinkformer_pl.normalizations import Softmax
+from sinkformer_pl.tasks import Classifier, CrossEntropy, FocalLoss, Loss
 
 LOGITS = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([0, 1, 2, 3, 0, 0, 2])
@@ -57,6 +61,18 @@ def test_focal_loss_is_that_of_its_paper_and_of_torchvision():
     torch.testing.assert_close(FocalLoss(gamma=3.0)(LOGITS, CLASSES), -((1 - held) ** 3) * held.log())
     expected = sigmoid_focal_loss(LOGITS, HOLDS, alpha=-1, gamma=3.0)
     torch.testing.assert_close(FocalLoss(gamma=3.0)(LOGITS, HOLDS), expected)
+
+
+def test_label_smoothing_of_a_focal_loss_is_that_of_its_cross_entropy():
+    found = FocalLoss(gamma=0.0).mean(LOGITS, CLASSES, class_weights=WEIGHTS, label_smoothing=0.2)
+    losses = F.cross_entropy(LOGITS, CLASSES, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(found, (losses * WEIGHTS[CLASSES]).sum() / WEIGHTS[CLASSES].sum())
+    held = LOGITS.softmax(-1)[torch.arange(7), CLASSES]
+    found = FocalLoss(gamma=2.0).mean(LOGITS, CLASSES, label_smoothing=0.2)
+    torch.testing.assert_close(found, ((1 - held) ** 2 * losses).mean())
+    network = partial(SetTransformer, dim=8, num_heads=2)
+    with pytest.raises(UserError, match=r"model\.label_smoothing 0\.2: Plain has none"):
+        Classifier(network, Softmax, 4, loss=Plain, label_smoothing=0.2)
 
 
 @pytest.mark.parametrize("target", [CLASSES, HOLDS])
