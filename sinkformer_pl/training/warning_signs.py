@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 FEW_STEPS = 500
 """Optimizer steps below which a network that is trained from scratch has seldom learnt anything."""
@@ -19,8 +20,16 @@ SHORTEST = 8
 RISE = 0.1
 """Of the training accuracy while the validation accuracy didn't rise."""
 
+FOLLOWING = 0.05
+"""Share of the rise of the training accuracy below which the validation accuracy is flat."""
+
+BY_HEART, NEAR_CHANCE = 0.75, 0.2
+"""Shares of the way from chance to 1: of an accuracy on samples learnt by heart, and on others."""
+
 NEEDED = ("train/accuracy", "val/accuracy", "val/accuracy_macro")
 """Curves that are looked at, as far as they are there."""
+
+OVERFITS = "it overfits; stop by EarlyStopping (docs/usage.md), or give more data, augmentation or dropout"
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,14 @@ def warning_sign(progress: Progress) -> str | None:
     - fewer than `FEW_STEPS` steps, and the training accuracy is less than half the way from chance to 1;
     - the training accuracy is at chance, and so is the mean of the classes' validation accuracies, where it is known;
     - of at least `SHORTEST` validated epochs the best is among the first quarter, and the training accuracy has risen
-      by `RISE` or more since.
+      by `RISE` or more since;
+    - from the mean over the first quarter of these to that over their second half the training accuracy has risen by
+      `RISE` or more, and the validation accuracy by less than `FOLLOWING` of that, or the former is `BY_HEART` of the
+      way from chance to 1 and the latter less than `NEAR_CHANCE`.
 
     Chance is the share of the most frequent class, and 1 / number of classes for the mean over classes.
     """
-    return _few_steps(progress) or _at_chance(progress) or _overfitting(progress)
+    return _few_steps(progress) or _at_chance(progress) or _peaked(progress) or _flat(progress)
 
 
 def _few_steps(progress: Progress) -> str | None:
@@ -96,21 +108,43 @@ def _at_chance(progress: Progress) -> str | None:
     )
 
 
-def _overfitting(progress: Progress) -> str | None:
-    train, val = (progress.curves.get(name, {}) for name in ("train/accuracy", "val/accuracy"))
-    epochs = sorted(val.keys() & train.keys())
+def _peaked(progress: Progress) -> str | None:
+    train, val, epochs = _both(progress)
     if len(epochs) < SHORTEST:
         return None
-    place = max(range(len(epochs)), key=lambda place: val[epochs[place]])
+    place = max(range(len(epochs)), key=lambda place: (val[epochs[place]], place))  # the last of equal ones
     best, last = epochs[place], epochs[-1]
     if place >= len(epochs) / 4 or train[last] - train[best] < RISE:
         return None
     kept = ", which best.ckpt keeps" if progress.best == best else ""
     return (
         f"val/accuracy was best in epoch {best} of {last}, {val[best]:.2f}{kept}, and has not "
-        f"risen since, while train/accuracy rose from {train[best]:.2f} to {train[last]:.2f}: it overfits; stop by "
-        "EarlyStopping (docs/usage.md), or give more data, augmentation or dropout"
+        f"risen since, while train/accuracy rose from {train[best]:.2f} to {train[last]:.2f}: {OVERFITS}"
     )
+
+
+def _flat(progress: Progress) -> str | None:
+    train, val, epochs = _both(progress)
+    if len(epochs) < SHORTEST:
+        return None
+    parts = epochs[: len(epochs) // 4], epochs[len(epochs) // 2 :]
+    (learnt, now), (before, after) = (
+        [fmean(curve[epoch] for epoch in part) for part in parts] for curve in (train, val)
+    )
+    chance = progress.majority
+    by_heart = chance is not None and _learnt(now, chance) >= BY_HEART and _learnt(after, chance) < NEAR_CHANCE
+    if now - learnt < RISE or (after - before >= FOLLOWING * (now - learnt) and not by_heart):
+        return None
+    return (
+        f"val/accuracy was {before:.2f} in the first quarter of the epochs and {after:.2f} in their second half, while "
+        f"train/accuracy rose from {learnt:.2f} to {now:.2f}: {OVERFITS}"
+    )
+
+
+def _both(progress: Progress) -> tuple[Mapping[int, float], Mapping[int, float], list[int]]:
+    """Return the curves of training and validation, and the epochs of which both are known."""
+    train, val = (progress.curves.get(name, {}) for name in ("train/accuracy", "val/accuracy"))
+    return train, val, sorted(val.keys() & train.keys())
 
 
 def _learnt(accuracy: float, chance: float) -> float:

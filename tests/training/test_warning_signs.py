@@ -45,15 +45,32 @@ def test_an_accuracy_at_chance_is_told():
 
 
 def test_overfitting_is_told_with_the_epoch_that_was_best():
-    train, val = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99], [0.5, 0.6, 0.6, 0.55, 0.58, 0.57, 0.6, 0.59]
+    train, val = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99], [0.5, 0.62, 0.6, 0.55, 0.58, 0.57, 0.6, 0.59]
     told = sign(train=train, val=val, best=1)
-    assert re.search(r"best in epoch 1 of 7, 0.60, which best.ckpt keeps, .* rose from 0.60 to 0.99", told)
+    assert re.search(r"best in epoch 1 of 7, 0.62, which best.ckpt keeps, .* rose from 0.60 to 0.99", told)
     assert "best.ckpt" not in sign(train=train, val=val, best=3)
     assert "EarlyStopping" in told
     # Too short to tell; the best isn't among the first quarter; the training didn't rise either.
     assert sign(train=train[:7], val=val[:7]) is None
-    assert sign(train=train, val=[*val[:7], 0.601]) is None
+    assert sign(train=train, val=[*val[:7], 0.62]) is None
     assert sign(train=[0.9, 0.91, *[0.95] * 6], val=val) is None
+
+
+def test_a_flat_validation_is_told_wherever_noise_has_its_best():
+    train = [0.5 + 0.02 * epoch for epoch in range(24)]
+    noise = [0.5, 0.45, 0.55, 0.5, 0.47, 0.52, 0.58, 0.49] * 3
+    assert re.search(r"0.50 in the first quarter .* 0.51 in their second half", sign(train=train, val=noise))
+    assert "EarlyStopping" in sign(train=train, val=noise)
+    # It rises a little, but stays near chance.
+    heart = [0.5, 0.52, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
+    assert "0.51 in the first quarter" in sign(
+        train=heart, val=[0.5, 0.52, 0.55, 0.56, 0.57, 0.58, 0.59, 0.6], majority=0.5
+    )
+    assert sign(train=heart, val=[0.5, 0.52, 0.55, 0.56, 0.57, 0.58, 0.59, 0.6]) is None
+    # It follows the training; there is nothing to follow; an early plateau is no flat curve.
+    assert sign(train=train, val=[value + 0.002 * epoch for epoch, value in enumerate(noise)]) is None
+    assert sign(train=[0.9] * 24, val=noise) is None
+    assert sign(train=train, val=[0.3, 0.4, 0.5, *[0.55, 0.56, 0.55] * 7]) is None
 
 
 def test_nothing_is_told_of_what_is_not_known():
