@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BackboneFinetuning, GradientAccumulationScheduler
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from sinkformer_pl.batch import Batch
@@ -86,6 +87,34 @@ def test_label_smoothing_is_in_the_training_loss():
     log_p = plain(batch.inputs, batch.mask).log_softmax(-1)
     target = torch.nn.functional.one_hot(batch.target, 3) * 0.8 + 0.2 / 3
     assert smooth.training_step(batch, 0).item() == pytest.approx(-(target * log_p).sum(-1).mean().item(), rel=1e-5)
+
+
+def test_class_weights_are_in_the_training_loss_alone():
+    torch.manual_seed(0)
+    weights = torch.tensor([1.0, 5.0, 0.5])
+    model = Classifier(SMALL, Softmax, num_classes=3, label_smoothing=0.1, class_weights=weights.tolist())
+    batch = Batch(torch.randn(4, 9, 3), None, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    logits = model(batch.inputs, batch.mask)
+    expected = nn.functional.cross_entropy(logits, batch.target, weight=weights, label_smoothing=0.1)
+    assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-6)
+    model.validation_step(batch, 0)
+    plain = nn.functional.cross_entropy(logits, batch.target)
+    assert model.val_metrics.figures("abc")["loss"].item() == pytest.approx(plain.item(), rel=1e-6)
+    assert not any("class_weights" in name for name in model.state_dict())
+
+
+def test_balanced_class_weights_are_of_the_training_samples():
+    data = shapes()
+    model = Classifier(SMALL, Softmax, 12, class_weights="balanced")
+    trainer(fast_dev_run=True).fit(model, data)
+    targets = data.datasets["train"].targets.numpy()
+    expected = compute_class_weight("balanced", classes=np.arange(12), y=targets)
+    assert model.class_weights.tolist() == pytest.approx(expected.tolist())
+    by_name = Classifier(SMALL, Softmax, 12, class_weights={data.classes[3]: 4.0})
+    trainer(fast_dev_run=True).fit(by_name, data)
+    assert by_name.class_weights.tolist() == [1.0, 1.0, 1.0, 4.0, *[1.0] * 8]
+    with pytest.raises(ValueError, match="don't say how often each class occurs; give a list"):
+        trainer(fast_dev_run=True).fit(model, data.train_dataloader())
 
 
 @pytest.mark.parametrize(
