@@ -36,8 +36,10 @@ def resolve(given: ClassWeights, classes: Sequence[str], balanced: Tensor | None
             raise UserError(f"{key} balanced: these data don't say how often each class occurs; give a list of weights")
         return balanced.double()
     if isinstance(given, Mapping):
-        values = [given.get(name, 1.0) for name in classes]
-        if unknown := [str(name) for name in given if name not in classes]:
+        # YAML reads names that are numbers as such.
+        named = {str(name): weight for name, weight in given.items()}
+        values = [named.get(name, 1.0) for name in classes]
+        if unknown := [name for name in named if name not in classes]:
             raise UserError(f"{key}: no class {unknown[0]}{_meant(unknown[0], classes)}; {_listed(classes)}")
     else:
         values = list(given)

@@ -96,6 +96,7 @@ def test_balanced_weights_are_scikit_learns_and_those_of_positives():
     ("given", "expected"), [([1, 2, 0], [1, 2, 0]), ({"dog": 3.0}, [1, 3, 1]), ("balanced", [0.5, 0.5, 0.5])]
 )
 def test_weights_are_given_by_place_by_name_or_from_the_data(given, expected):
+    assert resolve({1: 3.0}, ["0", "1"], None, "key").tolist() == [1.0, 3.0]
     assert resolve(given, ["cat", "dog", "cow"], torch.full((3,), 0.5), "key").tolist() == expected
 
 
