@@ -19,6 +19,16 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True)
+def no_group_of_processes_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that leaves its process in a group, and take back where Lightning says that processes meet."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    assert not torch.distributed.is_initialized()
+
+
 @pytest.fixture(scope="session")
 def documentation_read_once() -> Iterator[None]:
     """Keep what `Docstrings` reads of Python's own files, which takes two seconds each time."""

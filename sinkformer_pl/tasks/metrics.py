@@ -45,7 +45,8 @@ class ExactMean(Metric):
         """The mean, a float32 scalar; NaN without values, or before any update."""
         if isinstance(self.values, list) and not self.values:
             return torch.tensor(torch.nan, device=self.device)
-        return dim_zero_cat(self.values)[dim_zero_cat(self.counted)].sort().values.mean()
+        # Of several processes of which none had a sample, torchmetrics makes both of them empty floats.
+        return dim_zero_cat(self.values)[dim_zero_cat(self.counted).bool()].sort().values.mean()
 
 
 class Confusion(Metric):

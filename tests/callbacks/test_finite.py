@@ -38,13 +38,13 @@ class Broken(Classifier):
     def __init__(self, loss=None, gradient=None, at=2, **options):
         network = partial(SetTransformer, dim=8, num_heads=2, inducing_points=4)
         super().__init__(network, Softmax, num_classes=12, **options)
-        self.loss, self.gradient, self.at = loss, gradient, at
+        self.added, self.gradient, self.at = loss, gradient, at
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         if self.current_epoch == 1 and batch_idx == self.at:
-            if self.loss is not None:
-                loss = loss + self.loss
+            if self.added is not None:
+                loss = loss + self.added
             if self.gradient is not None:
                 for parameter in self.head.parameters():
                     parameter.register_hook(lambda grad: torch.full_like(grad, self.gradient))

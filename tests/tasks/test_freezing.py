@@ -82,7 +82,10 @@ def test_single_parameters_freeze_their_module_where_they_are_all_that_it_has():
 def test_frozen_parts_are_unused_in_no_process():
     """DDP refuses the second step if a parameter that it waits for has had no gradient."""
     model = Classifier(SETS, Softmax, 12, freeze=["backbone.blocks.0", "backbone.pool"])
-    changed, _ = fit(model, strategy=DDPStrategy(process_group_backend="gloo"), devices=1, epochs=1)
+    try:
+        changed, _ = fit(model, strategy=DDPStrategy(process_group_backend="gloo"), devices=1, epochs=1)
+    finally:
+        torch.distributed.destroy_process_group()
     assert "backbone.blocks.1.inducing" in changed
 
 
