@@ -22,7 +22,7 @@ SIZES = {
     "keys on chip": [(21, 35, 12, 20), (70, 16, 32, 32), (16, 128, 32, 32), (2, 64, 32, 32), (65, 65, 8, 48)],
     "queries on chip": [(16, 300, 12, 20), (21, 290, 32, 16), (1, 260, 16, 16)],
     "on chip": [(21, 35, 12, 20), (48, 64, 32, 32), (1, 9, 16, 24)],
-    "streaming": [(33, 20, 130, 20), (20, 33, 16, 140), (140, 150, 130, 20)],
+    "streaming": [(33, 20, 130, 20), (20, 33, 16, 140), (70, 80, 130, 20)],
 }
 HALF_STEPS = {
     "keys on chip": [1, 2, 3, 4, 5],
@@ -204,7 +204,7 @@ IMPLICIT = [{}, {"lam": "learned", "mask": "some"}, {"bias": "full", "dtype": to
 
 def cases(kind, everything):
     """Return (size, half-steps, case) of one kind of kernel."""
-    sizes = [size for size in SIZES[kind] if everything or kind == "queries on chip" or max(size[:2]) < 140]
+    sizes = [size for size in SIZES[kind] if everything or kind == "queries on chip" or max(size[:2]) < 200]
     chosen = [
         (case.pop("size"), case.pop("n_iters"), case)
         for case in pairwise(FEATURES | {"size": sizes, "n_iters": HALF_STEPS[kind]}, seed=0)
