@@ -21,8 +21,8 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def no_group_of_processes_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that leaves its process in a group, and take back where Lightning says that processes meet."""
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
+    """Fail a test that leaves its process in a group, and take back what Lightning tells the processes of one."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     yield
