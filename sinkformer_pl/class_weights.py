@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, did_you_mean
 
 ClassWeights = Literal["balanced"] | list[float] | dict[str, float]
 """A weight for each class, weights by class name (1 for the others), or "balanced"."""
@@ -40,7 +39,7 @@ def resolve(given: ClassWeights, classes: Sequence[str], balanced: Tensor | None
         named = {str(name): weight for name, weight in given.items()}
         values = [named.get(name, 1.0) for name in classes]
         if unknown := [name for name in named if name not in classes]:
-            raise UserError(f"{key}: no class {unknown[0]}{_meant(unknown[0], classes)}; {_listed(classes)}")
+            raise UserError(f"{key}: no class {unknown[0]}{did_you_mean(unknown[0], classes)}; {_listed(classes)}")
     else:
         values = list(given)
         if len(values) != len(classes):
@@ -88,11 +87,6 @@ def balanced_weights(counts: Tensor, samples: int, *, multi_label: bool = False)
     """
     shares = (samples - counts) / counts if multi_label else samples / (counts.count_nonzero() * counts)
     return shares.double().where(counts > 0, 1.0)
-
-
-def _meant(name: str, classes: Sequence[str]) -> str:
-    close = get_close_matches(name, classes, 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _listed(classes: Sequence[str]) -> str:

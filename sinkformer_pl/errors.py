@@ -1,4 +1,7 @@
-"""The exceptions that the command line shows without a traceback."""
+"""The exceptions that the command line shows without a traceback, and the names that their messages propose."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 
 class UserError(ValueError):
@@ -10,3 +13,16 @@ class UserError(ValueError):
 
 class RunError(UserError):
     """A cause that came up in the course of a run: one with another seed or normalization may be spared."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the valid name that is most like this one, or nothing."""
+    found = closest(name, valid)
+    return f"; did you mean {found}?" if found is not None else ""
+
+
+def closest(name: str, valid: Iterable[str], least: float = 0.6) -> str | None:
+    """Return the name that is most like this one, the first of equals; None if its likeness, up to 1, isn't enough."""
+    likeness = {option: SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in valid}
+    best = max(likeness, key=likeness.__getitem__, default=None)
+    return best if best is not None and likeness[best] >= least else None

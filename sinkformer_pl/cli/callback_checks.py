@@ -16,8 +16,7 @@ from pytorch_lightning.callbacks import (
     Timer,
 )
 
-from sinkformer_pl.cli.layers import did_you_mean
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, did_you_mean
 from sinkformer_pl.tasks.protocol import monitors_of
 from sinkformer_pl.training import lightning_state
 

@@ -50,7 +50,7 @@ NEEDED = {
 """Arguments of the Trainer that a comparison can't have at 0 or false, and why."""
 
 METRIC = "test/accuracy"
-"""What is compared by default."""
+"""Metric that is compared by default."""
 
 
 def run(argv: Sequence[str]) -> None:

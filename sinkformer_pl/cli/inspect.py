@@ -20,6 +20,7 @@ from sinkformer_pl.diagnostics.page import Page, Sample, plotly_script, write_pa
 from sinkformer_pl.diagnostics.tokens import speller, tokens_of
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import readable
+from sinkformer_pl.tasks.outputs import probabilities_of
 from sinkformer_pl.training.checkpoint_content import METRICS_KEY
 from sinkformer_pl.training.curves import read_curves
 
@@ -92,8 +93,7 @@ def _page(run: Run, content: Mapping[str, Any], options: argparse.Namespace) -> 
             f"{type(model.backbone).__name__} has no AttentionCore to look at: compose one (docs/extend.md)"
         )
     with evaluating(model):
-        logits = model(batch.inputs, batch.mask).float()
-    probabilities = logits.sigmoid() if data.multi_label else logits.softmax(-1)
+        probabilities = probabilities_of(model(batch.inputs, batch.mask), multi_label=data.multi_label)
     predicted = probabilities if data.multi_label else probabilities.argmax(-1)
     true, best = (class_names(targets, data.classes, none="none") for targets in (batch.target, predicted))
     names = [str(data.names(split)[index]) for index in batch.index.tolist()]

@@ -6,14 +6,13 @@ arguments one by one. Arguments of a replaced class go to "replaced", where the 
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, did_you_mean
 from sinkformer_pl.factories import read_calls, same_class
 
 MOST_VALUES = 10_000
@@ -167,19 +166,6 @@ def module_names(value: Any) -> list[str]:
         raise UserError(f"plugins {value}: expected names of modules")
     names = [name.strip(" '\"") for part in parts for name in part.split(",")]
     return [name for name in names if name]
-
-
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the valid name that is most like this one, or nothing."""
-    found = closest(name, valid)
-    return f"; did you mean {found}?" if found is not None else ""
-
-
-def closest(name: str, valid: Iterable[str], least: float = 0.6) -> str | None:
-    """Return the name that is most like this one, the first of equals; None if its likeness, up to 1, isn't enough."""
-    likeness = {option: SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in valid}
-    best = max(likeness, key=likeness.__getitem__, default=None)
-    return best if best is not None and likeness[best] >= least else None
 
 
 def as_spec(value: Any) -> dict[str, Any]:

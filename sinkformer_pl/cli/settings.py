@@ -153,7 +153,7 @@ class Settings:
 
     @property
     def starts_from_weights(self) -> bool:
-        """Tell whether a training starts from given weights: not one that goes on from a checkpoint."""
+        """Tell whether a training starts from given weights: not one that resumes from a checkpoint."""
         return self.command == "fit" and self.content is None and self.run["init_from"] is not None
 
     def plain(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def read_settings(command: str, argv: Sequence[str]) -> Settings:
 
 
 def _require_one_start(settings: Settings, layers: Layers) -> None:
-    """Refuse initial weights for a training that goes on from a checkpoint, unless they are those that it once had."""
+    """Refuse initial weights for a training that resumes from a checkpoint, unless they are those that it once had."""
     run, plain = settings.run, settings.plain()
     if run["init_from"] is None:
         for name in ("init_only", "init_strict"):
@@ -237,8 +237,8 @@ def _require_one_start(settings: Settings, layers: Layers) -> None:
         for name in ("init_from", "init_only", "init_strict"):
             if plain[name] != remembered.get(name):
                 raise UserError(
-                    f"{layers.source(name)}{name} {run[name]}: --ckpt_path {settings.checkpoint} has the weights with "
-                    "which the training goes on; leave one of them out"
+                    f"{layers.source(name)}{name} {run[name]}: --ckpt_path {settings.checkpoint} has the weights "
+                    "from which the training resumes; leave one of them out"
                 )
 
 

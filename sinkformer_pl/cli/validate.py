@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from sinkformer_pl.cli.layers import SPEC_KEYS, Layers, as_spec, closest, did_you_mean, lookup
+from sinkformer_pl.cli.layers import SPEC_KEYS, Layers, as_spec, lookup
 from sinkformer_pl.cli.signatures import (
     Place,
     convert,
@@ -22,7 +22,7 @@ from sinkformer_pl.cli.signatures import (
     takes_null,
     takes_text,
 )
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, closest, did_you_mean
 from sinkformer_pl.factories import abstract, describe, import_class, public_path
 from sinkformer_pl.normalizations import AttentionNormalization, registered
 from sinkformer_pl.tasks.rate_plan import length_argument

@@ -268,7 +268,7 @@ class ClassificationData(pl.LightningDataModule, ABC):
 
     @property
     def class_counts(self) -> Tensor:
-        """How many training samples each class has, (num_classes,) int64; after `setup`."""
+        """Count the training samples of each class, (num_classes,) int64; after `setup`."""
         return counts_of(self.datasets["train"].targets, self.num_classes)
 
     def _sample_weights(self) -> Tensor | None:

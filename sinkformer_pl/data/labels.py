@@ -49,7 +49,7 @@ class Labels:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a row has any number of classes."""
+        """Tell whether a row has any number of classes."""
         return self.separator is not None or not isinstance(self.column, str)
 
     def classes_of(self, rows: Sequence[Row]) -> list[str]:

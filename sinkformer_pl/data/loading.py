@@ -66,7 +66,7 @@ class _Message(Generic[Parts]):
         return self.kind(*(torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in self.parts))
 
     def pin_memory(self) -> Parts:
-        """What a loader that pins its batches calls in the thread in which it does."""
+        """Return the batch in pinned memory; a loader that pins its batches calls this in a thread of its own."""
         return self.kind(*(part.pin_memory() if isinstance(part, Tensor) else part for part in self.unpacked()))
 
 

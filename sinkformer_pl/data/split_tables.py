@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Of the rows: the table's and their line."""
+        """Name each row by its table and line."""
         return [f"{self.name}:{row.line}" for row in self.rows]
 
 
@@ -86,7 +86,7 @@ class SplitTables:
 
     @property
     def single(self) -> bool:
-        """Whether one table has all splits."""
+        """Tell whether one table has all splits."""
         return os.path.isfile(self.root) or is_saved_dataset(self.root)
 
     def classes(self, columns: Sequence[str] = ()) -> list[str]:

@@ -22,6 +22,7 @@ from sinkformer_pl.inference.inputs import Prepared, in_batches, items_from, pre
 from sinkformer_pl.inference.results import Predictions, ranked
 from sinkformer_pl.normalizations import load_plugins
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.tasks.outputs import probabilities_of
 from sinkformer_pl.training.checkpoint_content import CONFIG_KEY, learnt_from
 from sinkformer_pl.training.checkpoint_file import read_checkpoint
 from sinkformer_pl.training.checkpoint_match import require_match, require_task
@@ -144,7 +145,7 @@ class TrainedModel:
         """Run the network on a batch whose inputs aren't None."""
         inputs, mask = self._moved(prepared)
         features, logits = self.network.outputs(inputs, mask)
-        return Outputs(features, logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1))
+        return Outputs(features, probabilities_of(logits, multi_label=self.multi_label))
 
     def attention_of(self, prepared: Prepared) -> list[LayerAttention]:
         """Return the attention of every layer on a batch whose inputs aren't None.

@@ -24,7 +24,7 @@ from sinkformer_pl.tasks.freezing import Frozen
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
 from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, options_of
-from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction
+from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction, probabilities_of
 from sinkformer_pl.tasks.parameter_groups import as_groups, grouped, require_members, trained_parameters, undecayed
 from sinkformer_pl.tasks.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.plain_batches import labelled, unlabelled
@@ -90,7 +90,7 @@ class Classifier(pl.LightningModule):
     """Metrics that are logged each epoch and can choose a checkpoint; the first one does by default."""
 
     minimized: Sequence[str] = ()
-    """Those that are best when lowest, beside losses."""
+    """Metrics that are best when lowest, beside losses."""
 
     from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes", "multi_label": "multi_label"}
     """Arguments that follow from the data."""
@@ -230,10 +230,6 @@ class Classifier(pl.LightningModule):
             )
         return NetworkOutputs(features, self.head(features))
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of the classes, (B, num_classes) float32; of multi-label data each by itself."""
-        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
-
     @override
     def setup(self, stage: str) -> None:
         # Before a strategy wraps the network, and flattens its parameters maybe.
@@ -275,7 +271,8 @@ class Classifier(pl.LightningModule):
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
         inputs, mask, _, index = batch = unlabelled(self, batch, batch_idx)
-        return Prediction(index[batch.counted], self.probabilities(self(inputs, mask)[batch.counted]))
+        logits = self(inputs, mask)[batch.counted]
+        return Prediction(index[batch.counted], probabilities_of(logits, multi_label=self.multi_label))
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -23,7 +23,7 @@ SHAPE = "of another shape in the file"
 
 @dataclass(frozen=True)
 class Initialization:
-    """What `init_from` did; as a text, a few lines that say it.
+    """Report of `init_from`; as a text, a few lines.
 
     Attributes:
         path: of the file.

@@ -8,7 +8,6 @@ batches and any number of processes.
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from torchmetrics.classification import (
     MultilabelPrecisionRecallCurve,
 )
 
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, did_you_mean
 from sinkformer_pl.factories import Spec, import_class, parameters_of, plain, public_path, read_calls
 
 SUPPLIED = ("task", "num_classes", "num_labels")
@@ -61,8 +60,8 @@ class NamedMetric:
         if wrong := [key for key in arguments if key not in parameters]:
             valid = [key for key in parameters if key not in SUPPLIED]
             raise UserError(
-                f"model.metrics {name}: {self._cls.__name__} has no argument {wrong[0]}{_meant(wrong[0], valid)}; it "
-                f"takes {', '.join(valid) or 'none'}"
+                f"model.metrics {name}: {self._cls.__name__} has no argument {wrong[0]}"
+                f"{did_you_mean(wrong[0], valid)}; it takes {', '.join(valid) or 'none'}"
             )
         if given := [key for key in arguments if key in SUPPLIED]:
             raise UserError(f"model.metrics {name}.{given[0]} can't be set: it follows from the data; leave it out")
@@ -199,7 +198,7 @@ def _class_of(path: str, *, multi_label: bool) -> type[Metric]:
         if name not in own:
             names = [*_names(multi_label).split(", "), *own]
             raise UserError(
-                f"model.metrics {name}: no metric of this name{_meant(name, names)}; give one of "
+                f"model.metrics {name}: no metric of this name{did_you_mean(name, names)}; give one of "
                 f"{_names(multi_label)}, or the dotted path of a class"
             )
         cls = own[name]
@@ -220,8 +219,3 @@ def _subclasses(base: type) -> Iterator[type]:
     for cls in children:
         yield cls
         yield from _subclasses(cls)
-
-
-def _meant(name: str, valid: Sequence[str]) -> str:
-    close = get_close_matches(name, valid, 1)
-    return f"; did you mean {close[0]}?" if close else ""

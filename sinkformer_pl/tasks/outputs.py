@@ -27,3 +27,13 @@ class NetworkOutputs(NamedTuple):
 
     features: Tensor
     logits: Tensor
+
+
+def probabilities_of(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Return the probabilities of the classes, (B, num_classes) float32: rows sum to 1, or each class stands alone.
+
+    Args:
+        logits: (B, num_classes).
+        multi_label: whether a sample has any number of classes.
+    """
+    return logits.float().sigmoid() if multi_label else logits.float().softmax(-1)

@@ -12,7 +12,7 @@ from sinkformer_pl.tasks.parts import as_list, matches, select
 GROUPS_KEY = "model.parameter_groups"
 
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.")
-"""What wrappers of modules add to the names of parameters."""
+"""Prefixes that wrappers of modules add to the names of parameters."""
 
 
 def as_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

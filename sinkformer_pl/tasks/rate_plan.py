@@ -30,7 +30,7 @@ def length_argument(scheduler: type) -> str | None:
 
 
 class RatePlan:
-    """How the rate changes over a training: a warm-up, then a schedule.
+    """Plan the rate over a training: a warm-up, then a schedule.
 
     Args:
         schedule: makes a `Schedule`, or one of PyTorch's schedulers for an optimizer.
@@ -61,7 +61,7 @@ class RatePlan:
             "schedule_interval": interval,
             "schedule_monitor": monitor,
         }
-        """Of a task, as plain data."""
+        """Arguments of the task, as plain data."""
         self.defaults = defaults
         self.warmup = _read_warmup(warmup)
         self.by_epoch = interval == "epoch"

@@ -114,7 +114,7 @@ class ScheduledLR(LRScheduler):
                 self.scales[place] = _share(group["lr"], self.rate or self.base)
 
     def _count_steps(self) -> None:
-        """Count anew how many steps the training has; if that is another number, go on as in a training of so many."""
+        """Count the steps of the training anew; if there are more or fewer, continue as in a training of so many."""
         if self.last_epoch == 0:
             return
         left, before = steps_left(self.trainer), self.steps

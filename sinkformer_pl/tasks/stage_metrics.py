@@ -19,6 +19,7 @@ from sinkformer_pl.tasks.metrics import (
     mean_accuracy,
 )
 from sinkformer_pl.tasks.named_metrics import NamedMetric
+from sinkformer_pl.tasks.outputs import probabilities_of
 
 
 class StageMetrics(MetricCollection):
@@ -73,7 +74,7 @@ class StageMetrics(MetricCollection):
             if name in self:
                 self[name].update(logits, batch.target)
         if self.named:
-            probabilities = logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
+            probabilities = probabilities_of(logits, multi_label=self.multi_label)
             self["outcomes"].update(probabilities, batch.target, batch.index)
 
     def figures(self, classes: Sequence[str]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ SHOWN = 4
 _SHAPING = ("backbone", "normalization", "num_classes")
 
 _UNGROUPED: dict[str, Any] = {"parameter_groups": [], "no_weight_decay": []}
-"""Of checkpoints from before an optimizer had groups."""
+"""Arguments of checkpoints from before an optimizer had groups."""
 
 
 def require_task(checkpoint: Mapping[str, Any], task: type, path: str | Path) -> None:

@@ -142,7 +142,7 @@ def set_metric_state(metric: Metric, state: Mapping[str, Any], updates: int) -> 
 def begin_average(callback: WeightAveraging, trainer: pl.Trainer) -> None:
     """Let the average of weights that a training will have lie on its device, and begin anew.
 
-    Lightning takes the device of the module, which is still that of its making, and goes on counting where a training
+    Lightning takes the device of the module, which is still that of its making, and counts on from where a training
     before in the same process ended.
     """
     callback._device = trainer.strategy.root_device

@@ -76,7 +76,7 @@ class ResumeState(pl.Callback):
 
         Raises:
             UserError: the checkpoint is from the middle of an epoch, and other processes shared that; or its weights
-                are averages, and no callback goes on with that.
+                are averages, and no callback averages them.
         """
         saved = checkpoint.get(RESUME_KEY)
         if trainer.state.fn != "fit" or saved is None:

@@ -18,7 +18,7 @@ SHORTEST = 8
 """Fewest validated epochs of a training that can be told to overfit."""
 
 RISE = 0.1
-"""Of the training accuracy while the validation accuracy didn't rise."""
+"""Least rise of the training accuracy while the validation accuracy doesn't."""
 
 FOLLOWING = 0.05
 """Share of the rise of the training accuracy below which the validation accuracy is flat."""
@@ -34,7 +34,7 @@ OVERFITS = "it overfits; stop by EarlyStopping (docs/usage.md), or give more dat
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of a training that is over.
+    """Facts of a training that is over.
 
     Attributes:
         steps: optimizer steps in all.

@@ -16,7 +16,7 @@ from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
 
 ARRAY_SUFFIXES = (".npz", ".h5", ".hdf5")
-"""Of files with all clouds."""
+"""Suffixes of files with all clouds."""
 
 MASK = "mask"
 """Array of ScanObjectNN that tells the points of an object from those of its background."""

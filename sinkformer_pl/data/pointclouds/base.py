@@ -1,4 +1,4 @@
-"""What every source of point clouds shares: checks, subsets of points, standardising, augmentation."""
+"""Share between sources of point clouds checks, subsets of points, standardising, augmentation."""
 
 import hashlib
 from abc import ABC, abstractmethod

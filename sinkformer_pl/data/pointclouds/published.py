@@ -12,7 +12,7 @@ SHAPE_NAMES = "shape_names.txt"
 """File of class names, one in each line."""
 
 LISTS: dict[ArrayPart, str] = {"train": "train_files.txt", "test": "test_files.txt"}
-"""Of the files of each part, in the layout of modelnet40_ply_hdf5_2048."""
+"""Names of the lists of files of each part, in the layout of modelnet40_ply_hdf5_2048."""
 
 TRAINING, TEST = "training_", "test_"
 """Beginnings of the names of files in the layout of ScanObjectNN, which are the same after that."""

@@ -1,4 +1,4 @@
-"""What every source of texts shares: checks, the split, the tokenizer, truncation, batches of similar length."""
+"""Share between sources of texts checks, the split, the tokenizer, truncation, batches of similar length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
