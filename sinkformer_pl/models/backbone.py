@@ -1,7 +1,8 @@
 """Define the network that a task expects."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,14 @@ class Backbone(nn.Module, ABC):
 
     out_dim: int
     token_limits: tuple[int, int | None] = (1, None)
+
+    @property
+    def saved_arguments(self) -> Mapping[str, Any]:
+        """Arguments, as plain data, that a checkpoint keeps in place of those given; none by default.
+
+        A network that was made from files of pretrained weights returns those by which it is made again without them.
+        """
+        return {}
 
     @abstractmethod
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -151,6 +151,8 @@ class Classifier(pl.LightningModule):
         if not isinstance(getattr(self.backbone, "out_dim", None), int):
             name = type(self.backbone).__name__
             raise UserError(f"{name}: no out_dim; set self.out_dim, the width of its features, in {name}.__init__")
+        for name, value in getattr(self.backbone, "saved_arguments", {}).items():
+            self.hparams["backbone"]["init_args"][name] = plain(value, f"backbone.{name}")
         self.head = nn.Linear(self.backbone.out_dim, num_classes)
         # Behind the network, whose parameters come first in an optimizer's state.
         self.loss: Loss = make_loss()

@@ -1,6 +1,7 @@
 """The classifier: what it logs, what it saves, how it trains."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +250,30 @@ class Mean(Backbone):
 
     def forward(self, inputs, mask=None):
         return self.project(inputs).mean(1)
+
+
+class FromFile(Mean):
+    """A backbone whose width stands in a file that may be gone later."""
+
+    def __init__(self, normalization, file: str | None = None, width: int = 0) -> None:
+        width = width or int(Path(file).read_text())
+        super().__init__(normalization, width)
+
+    @property
+    def saved_arguments(self):
+        return {"file": None, "width": self.out_dim}
+
+
+def test_a_checkpoint_keeps_what_a_backbone_was_made_of_in_place_of_its_file(tmp_path):
+    (file := tmp_path / "width").write_text("7")
+    model = Classifier(partial(FromFile, file=str(file)), Softmax, num_classes=12)
+    engine = trainer(max_steps=1)
+    engine.fit(model, shapes())
+    engine.save_checkpoint(tmp_path / "model.ckpt")
+    file.unlink()
+    loaded = Classifier.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert loaded.backbone.project.weight.equal(model.backbone.project.weight)
+    assert dict(loaded.hparams) == dict(model.hparams)
 
 
 def test_any_backbone(tmp_path):
