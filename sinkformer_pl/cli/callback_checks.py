@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
     BaseFinetuning,
     BatchSizeFinder,
     DeviceStatsMonitor,
@@ -50,6 +51,11 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback], model: pl.Light
         if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is None:
             raise UserError(
                 f"trainer.callbacks {name}.save_last: last.ckpt is written without it; leave it out, or give a dirpath"
+            )
+        if isinstance(callback, BackboneFinetuning) and model.hparams.get("layer_decay") is not None:
+            raise UserError(
+                f"trainer.callbacks {name}: it trains the backbone as one group, out of reach of model.layer_decay; "
+                "leave one of them out"
             )
         monitor = getattr(callback, "monitor", None)
         other = foreign or monitor in ("step", "epoch") or str(monitor).startswith("lr-")

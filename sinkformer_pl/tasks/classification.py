@@ -21,6 +21,7 @@ from sinkformer_pl.factories import as_factory, describe, plain
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.tasks.freezing import Frozen
+from sinkformer_pl.tasks.layer_decay import LayerDecay
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
 from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, options_of
@@ -69,6 +70,7 @@ class Classifier(pl.LightningModule):
         parameter_groups: parts with a rate or weight decay of their own, each {"parameters": `parts.Patterns`,
             "lr_scale": a factor on the rate, "weight_decay": a number}; see `parameter_groups.grouped`.
         no_weight_decay: patterns of the parameters that don't decay; by default `parameter_groups.undecayed`.
+        layer_decay: the rate of a layer of the backbone as a share of that of the next, in (0, 1]; see `LayerDecay`.
         loss: makes the loss, one of `tasks.losses` or a `Loss` of the user's own.
         freeze: names of parts that aren't trained, such as "backbone.embed" or "backbone.blocks.0-3"
             (`parts.Patterns`); see `Frozen`.
@@ -116,6 +118,7 @@ class Classifier(pl.LightningModule):
         class_weights: ClassWeights | None = None,
         metrics: str | Sequence[Any] = (),
         multi_label: bool = False,
+        layer_decay: float | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -144,6 +147,7 @@ class Classifier(pl.LightningModule):
                 "class_weights": plain(class_weights, "class_weights"),
                 "metrics": as_specs(metrics),
                 "multi_label": multi_label,
+                "layer_decay": layer_decay,
             }
         )
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
@@ -170,6 +174,7 @@ class Classifier(pl.LightningModule):
         self.confusion: dict[str, Tensor] = {}
         self._undecayed = undecayed(self)
         require_members(self, groups, no_weight_decay or (), defaults)
+        self._layers = None if layer_decay is None else LayerDecay.of(self, layer_decay)
 
     def _add_metrics(self) -> None:
         num_classes, multi_label = self.hparams["num_classes"], self.multi_label
@@ -299,7 +304,7 @@ class Classifier(pl.LightningModule):
         self._frozen.hold()  # Finetuning callbacks leave batch norms unfrozen.
         parameters, patterns = trained_parameters(self), self.hparams["no_weight_decay"]
         exempt = self._undecayed if patterns is None else [name for name in parameters if matches(name, patterns)]
-        groups = grouped(parameters, self.rates.defaults, self.hparams["parameter_groups"], exempt)
+        groups = grouped(parameters, self.rates.defaults, self.hparams["parameter_groups"], exempt, self._layers)
         optimizer = self._optimizer(groups, **implementation(self.hparams["optimizer"], self.trainer))
         # The data of the training are set up by this.
         if not 0 <= self.trainer.estimated_stepping_batches < math.inf:

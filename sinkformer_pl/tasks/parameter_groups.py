@@ -7,6 +7,7 @@ from torch import nn
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations.contract import AttentionNormalization
+from sinkformer_pl.tasks.layer_decay import LayerDecay
 from sinkformer_pl.tasks.parts import as_list, matches, select
 
 GROUPS_KEY = "model.parameter_groups"
@@ -110,31 +111,49 @@ def grouped(
     defaults: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     exempt: Collection[str],
+    layers: LayerDecay | None = None,
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
     """Divide parameters into groups for an optimizer.
 
-    A parameter is in the first group that means it, else in the rest. What of a group doesn't decay is a group of its
-    own.
+    A parameter is in the first group that means it, else in the rest. Each layer of a group is a group of its own where
+    layers have rates of their own, and so is what doesn't decay.
 
     Args:
         parameters: by name.
         defaults: of the optimizer: its "lr" and maybe "weight_decay".
         groups: as of `as_groups`; one without any of the parameters is left out.
         exempt: names of parameters that don't decay.
+        layers: have factors on the rate, which multiply that of a group.
 
     Returns:
-        The parameters, in their order, if there are no groups and all decay alike. Else groups with names, in the order
+        The parameters, in their order, if they are treated alike. Else groups with names, in the order
         given and the rest last; those with a factor on the rate keep it as "lr_scale".
     """
+    if layers is not None:
+        layers.require_trained(parameters)
     left = list(parameters)
     made: list[dict[str, Any]] = []
     for group in [*groups, {"parameters": ["*"]}]:
         members = [name for name in left if matches(name, group["parameters"])]
         left = [name for name in left if not matches(name, group["parameters"])]
-        made += _divided(members, group, defaults, set(exempt), label=_label(group) if groups else "")
-    if not groups and len(made) == 1 and "weight_decay" not in made[0]:
+        for part in _by_layer(members, layers):
+            options, label = dict(group), _label(group) if groups else ""
+            if layers is not None:
+                depth = layers.depth(part[0])
+                options["lr_scale"] = layers.scale(depth) * options.get("lr_scale", 1.0)
+                label = f"{label}-layer_{depth}" if label else f"layer_{depth}"
+            made += _divided(part, options, defaults, set(exempt), label=label)
+    if not groups and layers is None and len(made) == 1 and "weight_decay" not in made[0]:
         return list(parameters.values())
     return [{**group, "params": [parameters[name] for name in group["params"]]} for group in made]
+
+
+def _by_layer(members: Sequence[str], layers: LayerDecay | None) -> list[Sequence[str]]:
+    """Divide a group into its layers, if they have rates of their own."""
+    if layers is None:
+        return [members]
+    depths = sorted({layers.depth(name) for name in members})
+    return [[name for name in members if layers.depth(name) == depth] for depth in depths]
 
 
 def _divided(

@@ -14,7 +14,7 @@ SHOWN = 4
 
 _SHAPING = ("backbone", "normalization", "num_classes")
 
-_UNGROUPED: dict[str, Any] = {"parameter_groups": [], "no_weight_decay": []}
+_UNGROUPED: dict[str, Any] = {"parameter_groups": [], "no_weight_decay": [], "layer_decay": None}
 """Arguments of checkpoints from before an optimizer had groups."""
 
 

@@ -15,6 +15,7 @@ PLATEAU = {
     "schedule_monitor": "val/accuracy",
     "warmup": 2,
     "parameter_groups": [{"parameters": "head", "lr_scale": 3.0}],
+    "layer_decay": 0.5,
 }
 CYCLE = {"schedule": {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1}}}
 RESTARTS = {
@@ -27,7 +28,7 @@ RESTARTS = {
 @pytest.mark.parametrize(
     ("model", "rates"),
     [
-        pytest.param(PLATEAU, {0.01, 0.03}, id="plateau"),
+        pytest.param(PLATEAU, {0.00125, 0.0025, 0.005, 0.01, 0.03}, id="plateau"),
         pytest.param(CYCLE, {2.029766}, id="cycle", marks=pytest.mark.slow),
         pytest.param(RESTARTS, {0.5}, id="restarts", marks=pytest.mark.slow),
     ],
@@ -63,6 +64,7 @@ def test_what_an_optimizer_or_scheduler_resumes_with_stays(tiny, run, tmp_path, 
     assert "schedule is torch.optim.lr_scheduler.OneCycleLR" in refused("--model.schedule", "Constant")
     assert "no_weight_decay is None in the checkpoint" in refused("--model.no_weight_decay", "[]")
     assert "parameter_groups is []" in refused("--model.parameter_groups", "[{parameters: head, lr_scale: 2}]")
+    assert "layer_decay is None in the checkpoint" in refused("--model.layer_decay", "0.5")
     assert re.search(r"its weights are averages.*--trainer\.callbacks\+ EMA", refused("--trainer.callbacks", "null"))
     # The length of the training is filled in anew.
     run("fit", "--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "2")
@@ -80,6 +82,11 @@ def test_what_an_optimizer_or_scheduler_resumes_with_stays(tiny, run, tmp_path, 
         (["--model.schedule", "ReduceLROnPlateau", "--trainer.limit_val_batches", "0"], ["nothing is validated"]),
         (["--model.warmup", "soon"], ["model.warmup soon: give a number of optimizer steps"]),
         (["--model.parameter_groups", "[{parameters: haed, lr_scale: 1}]"], ["parameter_groups haed", "head"]),
+        (["--model.layer_decay", "2"], ["model.layer_decay must be in (0, 1], got 2"]),
+        (
+            ["--model.layer_decay", "0.5", "--trainer.callbacks", "BackboneFinetuning"],
+            ["BackboneFinetuning", "model.layer_decay", "leave one of them out"],
+        ),
         (
             ["--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.update_starting_at_step", "9"],
             ["update_starting_at_step", "EMA"],

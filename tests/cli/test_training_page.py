@@ -45,7 +45,7 @@ def rates(folder: Path) -> list[dict[str, float]]:
 
 
 def test_parameter_groups(place, tmp_path):
-    [argv] = commands("Parameter groups and weight decay")
+    argv, decayed = commands("Parameter groups and weight decay")
     place(*argv, *SHORT, *QUIET, *SMALL)
     [text] = blocks("Parameter groups and weight decay", "yaml")
     (tmp_path / "groups.yaml").write_text(text)
@@ -57,6 +57,11 @@ def test_parameter_groups(place, tmp_path):
         *("lr-AdamW/backbone.embed", "lr-AdamW/backbone.embed-no_decay", "lr-AdamW/backbone.pool,head"),
         *("lr-AdamW/rest", "lr-AdamW/rest-no_decay"),
     }
+    place(*decayed, *SHORT, *QUIET, *SMALL)
+    for row in rates(tmp_path / "runs/pointcloud/version_2"):
+        assert [row[f"lr-AdamW/layer_{depth}"] / row["lr-AdamW/layer_3"] for depth in range(4)] == pytest.approx(
+            [0.75**3, 0.75**2, 0.75, 1]
+        )
 
 
 def test_schedules(place, tmp_path):
