@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sinkformer_pl.conversion import convert, revert
     from sinkformer_pl.inference import load
     from sinkformer_pl.normalizations import Sinkhorn, register
     from sinkformer_pl.ops import AttentionMask, sinkhorn_attention
@@ -16,9 +17,11 @@ _HOMES = {
     "AttentionMask": "sinkformer_pl.ops",
     "Classifier": "sinkformer_pl.tasks",
     "Sinkhorn": "sinkformer_pl.normalizations",
+    "convert": "sinkformer_pl.conversion",
     "init_from": "sinkformer_pl.tasks",
     "load": "sinkformer_pl.inference",
     "register": "sinkformer_pl.normalizations",
+    "revert": "sinkformer_pl.conversion",
     "sinkhorn_attention": "sinkformer_pl.ops",
 }
 """Modules of the public names, imported when a name is first asked for: torch and Lightning take seconds."""
@@ -28,9 +31,11 @@ __all__ = [
     "Classifier",
     "Sinkhorn",
     "__version__",
+    "convert",
     "init_from",
     "load",
     "register",
+    "revert",
     "sinkhorn_attention",
 ]
 

@@ -13,12 +13,15 @@ MAY_IMPORT = {
     "batch": {"errors"},
     "tables": set(),
     "factories": {"errors"},
+    "parts": {"errors"},
     "class_weights": {"errors"},
     "training": {"errors"},
     "ops": set(),
     "normalizations": {"ops", "errors"},
     "models": {"normalizations", "ops", "errors"},
-    "tasks": {"models", "normalizations", "training", "batch", "class_weights", "errors", "factories"},
+    "conversion": {"models", "normalizations", "ops", "errors", "factories", "parts", "tables"},
+    "backbones": {"conversion", "models", "normalizations", "ops", "errors"},
+    "tasks": {"models", "normalizations", "training", "batch", "class_weights", "errors", "factories", "parts"},
     "data": {"training", "batch", "class_weights", "errors"},
     "callbacks": {"training", "diagnostics", "models", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},
@@ -59,7 +62,7 @@ MAY_IMPORT = {
     # Names of version 0.1.
     "checkpoints": {"training"},
     "runs": {"training"},
-    "__init__": {"inference", "normalizations", "ops", "tasks"},
+    "__init__": {"conversion", "inference", "normalizations", "ops", "tasks"},
 }
 
 

@@ -67,7 +67,14 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
 
 
 def _look(
-    name: str, core: AttentionCore, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None
+    name: str,
+    core: AttentionCore,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> LayerAttention:
     name = "" if name == "core" else name.removesuffix(".core")
     return LayerAttention(name, core, core.weights(q, k, mask, bias), core.effective_mask(q, k, mask, bias))

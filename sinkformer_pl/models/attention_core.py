@@ -81,7 +81,9 @@ class AttentionCore(nn.Module):
             raise NotImplementedError(f"{name} can't be causal{reason}; use a normalization that can, such as Softmax")
         _without_a_trace(lambda: self.normalization.build(num_heads, head_dim))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
         """Multiply attention weights and values.
 
         Args:
@@ -91,11 +93,20 @@ class AttentionCore(nn.Module):
             mask: real queries and keys, permitted pairs.
             bias: added to the scaled scores, broadcastable to (B, H, Q, K); an entry of -inf, or at or below -1e9,
                 forbids its pair.
+            dropout: share of the weights that are set to 0, the others being divided by 1 - dropout; forms all Q x K.
 
         Returns:
             (B, H, Q, Dv).
+
+        Raises:
+            NotImplementedError: dropout under a normalization for which it has no meaning, see `why_no_dropout`.
         """
-        return self.normalization.attend(q, k, v, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
+        if not dropout:
+            return self.normalization.attend(q, k, v, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
+        if (reason := why_no_dropout(self.normalization)) is not None:
+            raise NotImplementedError(reason)
+        weights = nn.functional.dropout(self.weights(q, k, mask, bias), dropout)
+        return weights @ self.effective_mask(q, k, mask, bias).without_padding(q, k, v)[2]
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Compute the weights (B, H, Q, K) that `forward` would use."""
@@ -133,6 +144,16 @@ class AttentionCore(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments in `print(model)`."""
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}"
+
+
+def why_no_dropout(normalization: AttentionNormalization) -> str | None:
+    """Say why dropout of the weights has no meaning under a normalization; None where it has."""
+    name, promises = type(normalization).__name__, normalization.promises
+    if promises.linear:
+        return f"{name} never forms the attention weights, of which some would be dropped: set attention_dropout=0"
+    if not promises.exact_gradient:
+        return f"{name} has a gradient of its own, which weights that are dropped would lack: set attention_dropout=0"
+    return None
 
 
 def rename_old_keys(owner: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

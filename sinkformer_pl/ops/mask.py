@@ -116,7 +116,7 @@ class AttentionMask:
         if not padding_only:
             return cls(pairs=pairs)
         query, key = pairs.any((1, 3)), pairs.any((1, 2))
-        if _can_look(pairs) and not pairs.equal((query[:, None, :, None] & key[:, None, None]).expand_as(pairs)):
+        if can_look(pairs) and not pairs.equal((query[:, None, :, None] & key[:, None, None]).expand_as(pairs)):
             raise ValueError("padding_only=True, but the mask forbids pairs of real queries and keys: leave it out")
         return cls(query, key)
 
@@ -181,19 +181,19 @@ def _one_of(given: dict[str, Tensor | None]) -> Tensor:
     assert tensor is not None
     if name == "additive":
         closed = is_forbidden(tensor)
-        if _can_look(tensor) and not (closed | (tensor == 0)).all():
+        if can_look(tensor) and not (closed | (tensor == 0)).all():
             raise ValueError("additive= has numbers beside 0 and -inf: give it as the bias of attention instead")
         return ~closed
     if tensor.is_floating_point() or tensor.is_complex():
         raise TypeError(f"{name}= must be bool, or 0 and 1, got {tensor.dtype}: a float mask is additive=")
     if tensor.dtype != torch.bool:
-        if _can_look(tensor) and not ((tensor == 0) | (tensor == 1)).all():
+        if can_look(tensor) and not ((tensor == 0) | (tensor == 1)).all():
             raise ValueError(f"{name}= must be bool, or 0 and 1, got other numbers")
         tensor = tensor != 0
     return ~tensor if name in ("padding", "forbidden") else tensor
 
 
-def _can_look(tensor: Tensor) -> bool:
+def can_look(tensor: Tensor) -> bool:
     """Tell whether values can be read without a wait for a GPU or a cut through a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -20,6 +20,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe, plain
 from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.freezing import Frozen
 from sinkformer_pl.tasks.layer_decay import LayerDecay
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
@@ -27,7 +28,6 @@ from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
 from sinkformer_pl.tasks.optimizers import OptimizerFactory, clips_by_itself, implementation, options_of
 from sinkformer_pl.tasks.outputs import NetworkOutputs, Prediction, probabilities_of
 from sinkformer_pl.tasks.parameter_groups import as_groups, grouped, require_members, trained_parameters, undecayed
-from sinkformer_pl.tasks.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.plain_batches import labelled, unlabelled
 from sinkformer_pl.tasks.protocol import saved_arguments
 from sinkformer_pl.tasks.rate_plan import RatePlan

@@ -3,7 +3,7 @@
 from torch import nn
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks.parts import Patterns, select
+from sinkformer_pl.parts import Patterns, select
 
 
 class Frozen:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import same_class
 from sinkformer_pl.normalizations.contract import AttentionNormalization
-from sinkformer_pl.tasks.parts import Patterns, as_list, collapsed, matches, select
+from sinkformer_pl.parts import Patterns, as_list, collapsed, matches, select
 from sinkformer_pl.training.checkpoint_match import differing_arguments, mismatches, rename_old_keys, shown
 from sinkformer_pl.training.weights_file import Weights, read_weights
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.normalizations.contract import AttentionNormalization
+from sinkformer_pl.parts import as_list, matches, select
 from sinkformer_pl.tasks.layer_decay import LayerDecay
-from sinkformer_pl.tasks.parts import as_list, matches, select
 
 GROUPS_KEY = "model.parameter_groups"
 

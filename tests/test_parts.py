@@ -3,7 +3,7 @@
 import pytest
 
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks.parts import collapsed, matches, select
+from sinkformer_pl.parts import collapsed, matches, select
 
 NAMES = [
     "backbone.positions",

@@ -1,0 +1,1 @@
+"""Networks of other libraries as backbones of a task, under any normalization."""
