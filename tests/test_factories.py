@@ -24,7 +24,7 @@ def test_defaults_are_filled_in_and_nested_factories_described():
     }
 
 
-@pytest.mark.filterwarnings("ignore:pooling with one query")
+@pytest.mark.filterwarnings("ignore:pooling by one seed")
 def test_there_and_back():
     factory = partial(SetTransformer, dim=8, num_heads=2, pooling=partial(Sinkhorn, n_iters=5))
     spec = describe(factory)

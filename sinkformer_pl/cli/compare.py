@@ -115,13 +115,17 @@ def _rehearse(left: Sequence[Trial], *, build: bool) -> Any:
     Returns:
         The task, where it was built.
     """
+    chosen = None
     with handled_signals() as signals:
         for trial in {trial.arm.label: trial for trial in left}.values():
             settings = read_settings("fit", trial.arguments)
             _require_tested(settings.run["trainer"])
             with refusals_of_classes(f"--normalizations {trial.arm.label}: "):
-                settings.run["model"]["normalization"].build()()
-        return Run.build(settings, signals).model if left and build else None
+                normalization = settings.run["model"]["normalization"].build()()
+            # A network under a doubly stochastic one may have something to warn of.
+            if chosen is None or normalization.promises.unit_columns:
+                chosen = settings
+        return Run.build(chosen, signals).model if chosen is not None and build else None
 
 
 def _require_tested_metric(metric: str, model: Any) -> bool:

@@ -71,9 +71,14 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def takes_text(hint: Any) -> bool:
-    """Tell whether a text can stand here that names no class: a word, a number."""
-    texts = (str, int, float, Any, inspect.Parameter.empty)
-    return any(kind in texts or get_origin(kind) is Literal for kind in alternatives(hint))
+    """Tell whether any text can stand here that names no class: a path, a number."""
+    return any(kind in (str, int, float, Any, inspect.Parameter.empty) for kind in alternatives(hint))
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """Return the words that can stand here."""
+    literals = (get_args(kind) for kind in alternatives(hint) if get_origin(kind) is Literal)
+    return tuple(word for words in literals for word in words if isinstance(word, str))
 
 
 def takes_list(hint: Any) -> bool:

@@ -21,6 +21,7 @@ from sinkformer_pl.cli.signatures import (
     takes_list,
     takes_null,
     takes_text,
+    words_of,
 )
 from sinkformer_pl.errors import UserError, closest, did_you_mean
 from sinkformer_pl.factories import abstract, describe, import_class, public_path
@@ -239,9 +240,15 @@ class _Check:
             return None
         if places and isinstance(value, list) and takes_list(hint):
             return [self.value(inner, parameter, key) for inner in value]
-        named = isinstance(value, Mapping) or (isinstance(value, str) and not takes_text(hint))
+        words = words_of(hint)
+        named = isinstance(value, Mapping) or (isinstance(value, str) and value not in words and not takes_text(hint))
         if places and (named or places[0].fixed):
-            return self.class_of(value, places, parameter, key)
+            try:
+                return self.class_of(value, places, parameter, key)
+            except UserError as error:
+                if words and isinstance(value, str):
+                    raise UserError(f"{error}, or a word: {', '.join(words)}") from None
+                raise
         if isinstance(value, Mapping) and "class_path" in value:
             raise self.error(key, f"{key} {value['class_path']}: no class can stand here; leave it out")
         try:

@@ -146,3 +146,16 @@ def require_at_least(least: int, **sizes: int) -> None:
     for name, value in sizes.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def refuse_square(normalization: AttentionNormalization) -> None:
+    """Refuse a normalization of square scores for an attention from one set to another.
+
+    Raises:
+        NotImplementedError: it needs as many queries as keys.
+    """
+    if normalization.requires_square:
+        raise NotImplementedError(
+            f"{type(normalization).__name__} needs as many queries as keys; use inducing_points=0 (blocks in which the "
+            "set attends to itself), and a pooling that takes rectangular scores"
+        )

@@ -11,15 +11,15 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention_core import AttentionCore, Temperature, rename_old_keys
 from sinkformer_pl.models.backbone import Backbone, require_points
 from sinkformer_pl.models.batch_norm import MaskedBatchNorm
-from sinkformer_pl.models.blocks import require_at_least
+from sinkformer_pl.models.blocks import BlockOptions, require_at_least
 from sinkformer_pl.models.multi_head_attention import join_heads, split_heads
 from sinkformer_pl.models.neighbours import farthest_points, nearest_neighbours, take
-from sinkformer_pl.models.pooling import Pooling, pool
+from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout
 from sinkformer_pl.models.tokens import Tokens, describe_tokens
 from sinkformer_pl.normalizations.contract import NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask, Mask
 
-PointPooling = Literal["max", "mean", "max+mean"]
+PointPooling = Literal["max", "mean", "cls", "seed", "max+mean", "max+cls", "max+seed", "max+mean+cls", "max+mean+seed"]
 
 
 class LBR(nn.Module):
@@ -170,7 +170,9 @@ class PointCloudTransformer(Backbone):
         dropout: share dropped after each of these.
         temperature: divides the scores of each attention layer: a positive number, or "learned", one for each head.
         pooling: over the tokens: "max", as in the published code and its number of parameters (2.88 million); "mean";
-            or "max+mean", both in one vector.
+            "cls", the final state of a learned token that joins them after the neighbour embedding; "seed", a learned
+            query that attends to them under Softmax, behind the wide layer. Or several, such as
+            "max+mean", in one vector.
 
     Raises:
         ValueError: a size out of range; heads or stages that don't divide the width; a temperature that isn't positive;
@@ -218,10 +220,15 @@ class PointCloudTransformer(Backbone):
             OffsetAttention(dim, num_heads, normalization, temperature=temperature) for _ in range(depth)
         )
         self.fuse = LBR((depth + bool(centres)) * dim, fused_dim, slope=0.2)
-        pooled = fused_dim * len(pooling.split("+"))
+        kinds: list[Pooling] = pooling.split("+")  # type: ignore[assignment]
+        pooled = fused_dim * len(kinds)
         self.head = nn.ModuleList(LBR(*sizes) for sizes in zip([pooled, *head_dims], head_dims, strict=False))
         self.dropout = nn.Dropout(dropout)
         self.out_dim = head_dims[-1] if head_dims else pooled
+        self.class_token = ClassToken(dim) if "cls" in kinds else None
+        seed = BlockOptions(mlp_dim=0, head_dim=None, dropout=0.0, layer_norm="pre", temperature=1.0)
+        # A rectifier stands between each attention and a mean, which so sees what attention does.
+        self.readouts = nn.ModuleList(Readout(kind, fused_dim, num_heads, follows=None, **seed) for kind in kinds)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map clouds (B, N, in_features), with the (B, N) bool mask of real points, to features (B, out_dim).
@@ -233,6 +240,8 @@ class PointCloudTransformer(Backbone):
         """
         self._check(inputs)
         _, x, mask = self._tokens(inputs, mask)
+        if self.class_token is not None:
+            x, mask = self.class_token(x, mask)
         outputs = [x] if len(self.stages) else []
         for layer in self.project:
             x = layer(x, mask)
@@ -240,16 +249,17 @@ class PointCloudTransformer(Backbone):
             x = block(x, mask)
             outputs.append(x)
         x = self.fuse(torch.cat(outputs, -1), mask)
-        kinds: list[Pooling] = [kind for kind in ("max", "mean") if kind in self.pooling.split("+")]
-        x = torch.cat([pool(x, mask, kind) for kind in kinds], -1)
+        leading = int(self.class_token is not None)
+        others = x[:, leading:], None if mask is None else mask[:, leading:]
+        x = torch.cat([readout(x) if readout.pooling == "cls" else readout(*others) for readout in self.readouts], -1)
         for layer in self.head:
             x = self.dropout(layer(x))
         return x
 
     def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Describe the centres that the points are gathered into, or the points."""
+        """Describe the centres that the points are gathered into, or the points, behind the class token."""
         points, _, mask = self._tokens(inputs, mask)
-        return describe_tokens(points, mask)
+        return describe_tokens(points, mask, leading=int(self.class_token is not None))
 
     def _tokens(self, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embed points and gather them: coordinates, tokens and mask."""

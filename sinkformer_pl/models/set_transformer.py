@@ -1,15 +1,16 @@
 """Set Transformer: permutation-invariant classification of sets of points."""
 
-import warnings
-from typing import Unpack
+from typing import Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sinkformer_pl.models.attention_core import Temperature
+from sinkformer_pl.models.attention_core import AttentionCore, Temperature
 from sinkformer_pl.models.backbone import Backbone, require_points
-from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace, require_at_least
-from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
+from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, LayerNormPlace, refuse_square, require_at_least
+from sinkformer_pl.models.pooling import PMA, ClassToken, Pooling, Readout
+from sinkformer_pl.models.tokens import Tokens, describe_tokens
+from sinkformer_pl.normalizations.contract import NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops.mask import AttentionMask
 
@@ -53,7 +54,7 @@ class ISAB(nn.Module):
         self.scatter = AttentionBlock(dim, num_heads, normalization, **block)
         self.gather.attention.core.sides = ("inducing point", "token")
         self.scatter.attention.core.sides = ("token", "inducing point")
-        _refuse_square(self.gather.attention.core.normalization)
+        refuse_square(self.gather.attention.core.normalization)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that don't decay by default."""
@@ -64,45 +65,6 @@ class ISAB(nn.Module):
         inducing = self.inducing.expand(x.shape[0], -1, -1)
         found = self.gather(inducing, x, None if mask is None else AttentionMask(key=mask))
         return self.scatter(x, found, None if mask is None else AttentionMask(query=mask))
-
-
-class PMA(nn.Module):
-    """Pooling by multi-head attention: learned seeds attend to the set.
-
-    With one seed and a doubly stochastic normalization of two half-steps or more the plan is uniform: the pool is the
-    mean, and this layer's queries and keys are never trained. A warning says so.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        normalization: NormalizationFactory,
-        *,
-        seeds: int = 1,
-        **block: Unpack[BlockOptions],
-    ) -> None:
-        super().__init__()
-        self.seeds = nn.Parameter(torch.empty(seeds, dim))
-        nn.init.xavier_uniform_(self.seeds)
-        self.block = AttentionBlock(dim, num_heads, normalization, **block)
-        self.block.attention.core.sides = ("seed", "token")
-        own = self.block.attention.core.normalization
-        _refuse_square(own)
-        if seeds == 1 and own.promises.unit_columns:
-            warnings.warn(
-                f"pooling with one query under {type(own).__name__} is mean pooling: its queries and keys won't train. "
-                "Keep pooling=Softmax unless that is what you want.",
-                stacklevel=2,
-            )
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the parameters that don't decay by default."""
-        return {"seeds"}
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map a set (B, N, dim), with the (B, N) bool mask of its real members, to (B, seeds, dim)."""
-        return self.block(self.seeds.expand(x.shape[0], -1, -1), x, None if mask is None else AttentionMask(key=mask))
 
 
 class SetTransformer(Backbone):
@@ -126,11 +88,14 @@ class SetTransformer(Backbone):
         temperature: divides the scores of each attention layer but the pooling's: a positive number, or "learned", one
             for each head, from 1 on.
         head_dim: width of each head; None is dim / num_heads.
-        pooling: makes the normalization of the pooling, whose plan has one query. The same in both arms of a
-            comparison by default, since one query under Sinkhorn is mean pooling.
+        pooling: how the sample is read out. A normalization, or "seed" for Softmax: a learned query attends to the set
+            under it, in a block with a row-wise network. The same in both arms of a comparison by default, since one
+            query under Sinkhorn is mean pooling. Or "cls", the final state of a learned member of the set; "mean" or
+            "max" over the members.
 
     Raises:
-        ValueError: a size out of range; heads that don't divide the width; a temperature that isn't positive.
+        ValueError: a size out of range; heads that don't divide the width; a temperature that isn't positive; an
+            unknown pooling.
         NotImplementedError: inducing points under a normalization that needs square scores.
     """
 
@@ -148,11 +113,15 @@ class SetTransformer(Backbone):
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
         head_dim: int | None = None,
-        pooling: NormalizationFactory = Softmax,
+        pooling: Pooling | NormalizationFactory = Softmax,
     ) -> None:
         super().__init__()
         require_at_least(1, in_features=in_features, dim=dim, depth=depth)
         require_at_least(0, inducing_points=inducing_points, mlp_dim=mlp_dim or 0)
+        if isinstance(pooling, str) and pooling not in get_args(Pooling):
+            raise ValueError(
+                f"pooling must be a normalization or one of {', '.join(get_args(Pooling))}, got {pooling!r}"
+            )
         mlp_dim = dim if mlp_dim is None else mlp_dim
         shared = BlockOptions(
             mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=1.0
@@ -168,21 +137,25 @@ class SetTransformer(Backbone):
         )
         self.norm = nn.LayerNorm(dim) if layer_norm == "pre" else nn.Identity()
         self.pool_dropout = nn.Dropout(pool_dropout)
-        self.pool = PMA(dim, num_heads, pooling, **shared)
+        self.class_token = ClassToken(dim) if pooling == "cls" else None
+        self.pool: PMA | Readout
+        if isinstance(pooling, str) and pooling != "seed":
+            *_, last = (module for module in self.blocks.modules() if isinstance(module, AttentionCore))
+            self.pool = Readout(pooling, dim, num_heads, follows=last.normalization, **shared)
+        else:
+            self.pool = PMA(dim, num_heads, Softmax if isinstance(pooling, str) else pooling, **shared)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map sets (B, N, in_features), with the (B, N) bool mask of real points, to features (B, dim)."""
         require_points(inputs, self.embed.in_features, "SetTransformer")
         x = self.embed(inputs)
+        if self.class_token is not None:
+            x, mask = self.class_token(x, mask)
         for block in self.blocks:
             x = block(x, mask)
         pooled = self.pool(self.pool_dropout(self.norm(x)), mask)
-        return self.pool_dropout(pooled.squeeze(1))
+        return self.pool_dropout(pooled.flatten(1))
 
-
-def _refuse_square(normalization: AttentionNormalization) -> None:
-    if normalization.requires_square:
-        raise NotImplementedError(
-            f"{type(normalization).__name__} needs as many queries as keys; use inducing_points=0 (blocks in which the "
-            "set attends to itself), and a pooling that takes rectangular scores"
-        )
+    def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
+        """Describe the points of each set, behind the class token."""
+        return describe_tokens(inputs, mask, leading=int(self.class_token is not None))

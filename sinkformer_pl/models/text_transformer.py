@@ -10,7 +10,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
-from sinkformer_pl.models.pooling import ClassToken, Pooling, pool
+from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout
 from sinkformer_pl.models.positions import (
     LearnedPositions,
     RelativePositionBias,
@@ -50,7 +50,8 @@ class TextTransformer(Backbone):
             sqrt(dim) as by Vaswani et al.; or "none", which makes a text a bag of tokens. Counted from the first token.
             "relative" adds instead a learned number to the scores for each head and distance, the same in every block;
             distances of 64 and more aren't told apart. Not under a normalization that takes no bias.
-        pooling: "mean" or "max" over the real tokens, or "cls", the final state of a learned token before them.
+        pooling: "mean" or "max" over the real tokens; "cls", the final state of a learned token before them; "seed", a
+            learned query that attends to them under Softmax. A mean sees little of a doubly stochastic attention.
         causal: a token meets itself and those before it, under a normalization that can be causal; not with
             pooling="cls", whose token comes first and would meet nothing.
 
@@ -120,6 +121,7 @@ class TextTransformer(Backbone):
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
         own = self.encoder.normalization
+        self.readout = Readout(pooling, dim, num_heads, follows=own, **block)
         if self.relative is not None and not own.takes_bias:
             raise NotImplementedError(
                 f'{type(own).__name__} takes no bias, which positions="relative" is; use "learned" or "sinusoidal"'
@@ -148,7 +150,7 @@ class TextTransformer(Backbone):
         bias = None if self.relative is None else self.relative(x.shape[1], leading=leading)
         if self.class_token is not None:
             x, mask = self.class_token(x, mask)
-        return pool(self.encoder(self.dropout(x), mask, bias), mask, self.pooling)
+        return self.readout(self.encoder(self.dropout(x), mask, bias), mask)
 
     def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
         """Describe the tokens of each text, behind the class token."""

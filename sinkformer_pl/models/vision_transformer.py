@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,10 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
-from sinkformer_pl.models.pooling import ClassToken, pool
+from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout
 from sinkformer_pl.models.positions import resize_grid
 from sinkformer_pl.models.tokens import Tokens, describe_patches
 from sinkformer_pl.normalizations.contract import NormalizationFactory
-
-ImagePooling = Literal["cls", "mean"]
 
 
 class VisionTransformer(Backbone):
@@ -40,8 +38,9 @@ class VisionTransformer(Backbone):
         layer_norm: where the blocks have their layer norms; "pre" has another one before the pooling.
         temperature: divides the scores of each attention layer: a positive number, or "learned", one for each head.
         head_dim: width of each head; None is dim / num_heads.
-        pooling: "cls", the final state of a learned token beside the patches; "mean" over all patches, which are then
-            all tokens there are.
+        pooling: "cls", the final state of a learned token beside the patches; "mean" or "max" over all patches, which
+            are then all tokens there are; "seed", a learned query that attends to them under Softmax. A mean sees
+            little of a doubly stochastic attention.
         token_std: standard deviation of the normal distribution that positions and class token start from.
 
     Raises:
@@ -63,7 +62,7 @@ class VisionTransformer(Backbone):
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
         head_dim: int | None = None,
-        pooling: ImagePooling = "cls",
+        pooling: Pooling = "cls",
         token_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -76,12 +75,12 @@ class VisionTransformer(Backbone):
             )
         if not 0 <= token_std < math.inf:
             raise ValueError(f"token_std must be 0 or a positive number, got {token_std}")
-        if pooling not in get_args(ImagePooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(ImagePooling))}, got {pooling!r}")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
         self.out_dim = dim
         self.image_shape = (channels, height, width)
-        self.pooling: ImagePooling = pooling
+        self.pooling: Pooling = pooling
         self.grid = height // patch_size, width // patch_size
         self.embed = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.class_token = ClassToken(dim, std=token_std) if pooling == "cls" else None
@@ -92,6 +91,7 @@ class VisionTransformer(Backbone):
             mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
+        self.readout = Readout(pooling, dim, num_heads, follows=self.encoder.normalization, **block)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that don't decay by default."""
@@ -108,8 +108,7 @@ class VisionTransformer(Backbone):
         x = self.embed(inputs).flatten(2).mT
         if self.class_token is not None:
             x, _ = self.class_token(x)
-        x = self.encoder(self.dropout(x + self.positions))
-        return pool(x, None, self.pooling)
+        return self.readout(self.encoder(self.dropout(x + self.positions)))
 
     def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
         """Describe the patches, behind the class token."""

@@ -307,5 +307,12 @@ def test_a_normalization_that_no_run_could_have(wrong, message, tiny, fail):
         assert message in fail("compare", "--config", tiny, "--normalizations", f"Softmax,{wrong}", *more)
 
 
+def test_a_readout_that_doesnt_see_the_attention_is_warned_of_once(tiny, fail):
+    argv = ["--normalizations", "Softmax,Sinkhorn,ReLU", "--model.backbone.pooling", "mean", "--metric", "test/nothing"]
+    with pytest.warns(UserWarning, match="pooling=mean under Sinkhorn") as warned:
+        assert "--metric test/nothing" in fail("compare", "--config", tiny, *argv)
+    assert len(warned) == 1
+
+
 def test_without_a_configuration(fail):
     assert "give --config FILE" in fail("compare", "--normalizations", "Softmax,Sinkhorn")

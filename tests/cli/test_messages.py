@@ -38,7 +38,7 @@ TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
         (["--model.nomalization", "Softmax"], ["model.nomalization", "did you mean model.normalization?"]),
         (["--model.backbone.num_heads", "3"], ["num_heads=3", "dim=8"]),
         (["--model.backbone", "SetTransfrmer"], ["did you mean SetTransformer?"]),
-        (["--model.backbone.pooling", "Sftmax"], ["model.backbone.pooling", "did you mean Softmax?"]),
+        (["--model.backbone.pooling", "Sftmax"], ["model.backbone.pooling", "did you mean Softmax?", "cls, mean, max"]),
         (["--model.optimizer", "Adm"], ["did you mean Adam?"]),
         (["--model.optimizer.lr", "fast"], ["model.optimizer.lr", "a number"]),
         (["--model.schedule", "Cosine"], ["did you mean WarmupCosine?"]),

@@ -132,7 +132,9 @@ def test_the_published_normalization_is_two_half_steps_of_sinkhorn():
 @pytest.mark.parametrize("normalization", [Softmax, partial(Sinkhorn, n_iters=5)])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("filler", [1e30, torch.nan])
-@pytest.mark.parametrize("given", [{}, {"pooling": "max+mean"}, {"centres": ()}])
+@pytest.mark.parametrize(
+    "given", [{"pooling": "max+mean"}, {"pooling": "max+mean+cls"}, {"pooling": "max+seed"}, {"centres": ()}]
+)
 def test_a_padded_batch_gives_what_the_clouds_give_alone(normalization, side, filler, given):
     model, (sets, inputs, mask) = build(normalization, **given), padded(filler=filler, side=side)
     inputs.requires_grad_()
@@ -266,7 +268,7 @@ def test_dropout_acts_in_training_alone():
         ({"head_dims": (0,)}, "head_dims must be at least 1"),
         ({"num_heads": 3}, "4 \\* num_heads = 12 must divide the width dim=16"),
         ({"centres": (8,) * 5}, "32, 2 for each stage of centres, must divide the width dim=16"),
-        ({"pooling": "cls"}, "pooling must be one of max, mean, max\\+mean, got 'cls'"),
+        ({"pooling": "mean+max"}, "pooling must be one of max, mean, cls, seed, max\\+mean, .*, got 'mean\\+max'"),
         ({"temperature": 0.0}, "temperature must be a positive number"),
     ],
 )

@@ -34,12 +34,21 @@ def parameter_gradients(model, features):
     return torch.autograd.grad(features, list(model.parameters()), upstream)
 
 
+PADDED = [
+    *(
+        (norm, side, filler, Softmax)
+        for norm in ("pre", "post", "none")
+        for side, filler in (("left", 3.0), ("right", 3.0), ("left", 1e30), ("right", 1e30))
+    ),
+    *(("pre", "left", 3.0, pooling) for pooling in ("cls", "mean", "max", "seed")),
+]
+
+
 @every_form
-@pytest.mark.parametrize("layer_norm", ["pre", "post", "none"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("filler", [3.0, 1e30])
-def test_a_padded_batch_gives_what_the_sets_give_alone(name, inducing_points, layer_norm, side, filler):
-    model, sets = build(name, inducing_points, layer_norm=layer_norm), [points(1, size, size) for size in (7, 4, 1)]
+@pytest.mark.parametrize(("layer_norm", "side", "filler", "pooling"), PADDED)
+def test_a_padded_batch_gives_what_the_sets_give_alone(name, inducing_points, layer_norm, side, filler, pooling):
+    model = build(name, inducing_points, layer_norm=layer_norm, pooling=pooling)
+    sets = [points(1, size, size) for size in (7, 4, 1)]
     inputs, mask = torch.full((3, 9, 3), filler, dtype=torch.float64), torch.zeros(3, 9, dtype=torch.bool)
     for i, x in enumerate(sets):
         at = slice(9 - x.shape[1], 9) if side == "left" else slice(x.shape[1])
@@ -125,7 +134,7 @@ def test_every_parameter_is_trained(name, inducing_points, layer_norm):
 
 
 def test_one_seed_under_sinkhorn_is_mean_pooling_and_says_so():
-    with pytest.warns(UserWarning, match="pooling with one query under Sinkhorn is mean pooling") as warned:
+    with pytest.warns(UserWarning, match="one seed, a mean under Sinkhorn: .* use pooling=Softmax") as warned:
         model = build("Sinkhorn", pooling=NORMALIZATIONS["Sinkhorn"])
     assert len(warned) == 1
     attention = model.pool.block.attention
@@ -188,6 +197,7 @@ def test_square_scores_alone_go_with_sab_and_not_with_inducing_points():
         ({"depth": 0}, "depth must be at least 1"),
         ({"inducing_points": -1}, "inducing_points must be at least 0"),
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
+        ({"pooling": "sum"}, "pooling must be a normalization or one of cls, mean, max, seed, got 'sum'"),
     ],
 )
 def test_sizes_out_of_range_are_refused(given, message):

@@ -96,7 +96,7 @@ def same_padded_and_alone(model, side, filler=-7):
 
 @pytest.mark.parametrize("normalization", [Softmax, partial(Sinkhorn, n_iters=5)], ids=["Softmax", "Sinkhorn"])
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "none"])
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "seed"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_what_the_texts_give_alone(normalization, positions, pooling, side):
     same_padded_and_alone(build(normalization, positions=positions, pooling=pooling).double(), side)
@@ -122,7 +122,7 @@ def test_padding_trains_no_embedding():
     assert (model.positions.table.grad[:7].abs().amax(1) > 0).all()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "seed"])
 @pytest.mark.parametrize("normalization", [Softmax, Sinkhorn])
 def test_a_text_without_tokens_is_finite_and_the_same_alone_and_padded(normalization, pooling):
     model = build(normalization, pooling=pooling)
@@ -134,7 +134,7 @@ def test_a_text_without_tokens_is_finite_and_the_same_alone_and_padded(normaliza
 
 
 @pytest.mark.parametrize(("positions", "matters"), [("learned", True), ("sinusoidal", True), ("none", False)])
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "seed"])
 def test_the_order_of_the_tokens(positions, matters, pooling):
     model, (tokens,) = build(positions=positions, pooling=pooling).double(), texts(7)
     difference = (model(tokens[None]) - model(tokens.flip(0)[None])).abs().amax()
@@ -196,7 +196,7 @@ def test_initial_weights_and_options():
         ({"depth": 0}, "depth must be at least 1"),
         ({"mlp_dim": -1}, "mlp_dim must be at least 0"),
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
-        ({"pooling": "sum"}, "pooling must be one of cls, mean, max, got 'sum'"),
+        ({"pooling": "sum"}, "pooling must be one of cls, mean, max, seed, got 'sum'"),
         ({"positions": "rotary"}, "positions must be one of learned, sinusoidal, relative, none, got 'rotary'"),
         ({"positions": "sinusoidal", "max_length": 9}, "max_length=9 is the number of learned positions; leave it out"),
     ],

@@ -109,7 +109,7 @@ def test_the_mean_is_over_all_tokens():
     torch.testing.assert_close(features, seen[0].mean(1))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "seed"])
 def test_every_pixel_and_every_place_matters(pooling):
     model, pixels = build(pooling=pooling), images().requires_grad_()
     (gradient,) = torch.autograd.grad(model(pixels).sin().sum(), pixels)
@@ -196,7 +196,7 @@ def test_the_network_of_the_mnist_study():
         ({"num_heads": 3}, "num_heads=3 must divide the width dim=16"),
         ({"head_dim": 0}, "head_dim must be at least 1"),
         ({"token_std": -1.0}, "token_std must be 0 or a positive number, got -1.0"),
-        ({"pooling": "max"}, "pooling must be one of cls, mean, got 'max'"),
+        ({"pooling": "sum"}, "pooling must be one of cls, mean, max, seed, got 'sum'"),
         ({"layer_norm": "after"}, "layer_norm must be one of"),
     ],
 )
