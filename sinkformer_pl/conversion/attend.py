@@ -103,39 +103,40 @@ def core_inputs(
             keys = key if keys is None else keys & key
         else:
             pairs = permitted if pairs is None else pairs & permitted
-    added = _sum_of_finite(mask, bias)
+    added = _sum_of_finite(core, mask, bias)
     if promises.pairs:
         return CoreInputs(q, k, v, AttentionMask(None, keys, pairs), added)
+    if pairs is not None:
+        pairs = pairs.expand(samples, -1, num_queries, num_keys)
+        met = pairs.any((1, 2))
+        keys = met if keys is None else keys & met
     if queries is None and keys is not None and self_attention and num_queries == num_keys - extra_keys:
         queries = keys[:, :num_queries]
-    if pairs is not None:
-        queries, keys = _whole(core, pairs.expand(samples, -1, num_queries, num_keys), queries, keys)
+    if pairs is not None and keys is not None:
+        meets = pairs.any((1, 3))
+        queries = meets if queries is None else queries & meets
+        _require_whole(core, pairs, queries[:, None, :, None] & keys[:, None, None])
     return CoreInputs(q, k, v, AttentionMask(queries, keys), added)
 
 
-def _sum_of_finite(*given: Tensor | None) -> Tensor | None:
+def _sum_of_finite(core: ConvertedCore, *given: Tensor | None) -> Tensor | None:
     """Add float masks with 0 at the entries that forbid; None if nothing is left to add, as far as one may look."""
     finite = [tensor for tensor in given if tensor is not None and tensor.dtype != torch.bool]
     finite = [tensor.masked_fill(is_forbidden(tensor), 0.0) for tensor in finite]
-    # Padding alone comes as a float mask often, and a bias of zeros takes time.
-    finite = [tensor for tensor in finite if tensor.requires_grad or not can_look(tensor) or tensor.any()]
+    # Padding alone comes as a float mask often: a bias of zeros takes time, and some normalizations take none.
+    must_look = not core.normalization.takes_bias and not torch.compiler.is_compiling()
+    finite = [x for x in finite if x.requires_grad or not (must_look or can_look(x)) or x.any()]
     return sum(finite[1:], finite[0]) if finite else None
 
 
-def _whole(core: ConvertedCore, allowed: Tensor, queries: Tensor | None, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn permitted pairs (B, 1 or H, Q, K) into real queries and keys; refuse what isn't their product."""
-    if queries is not None:
-        allowed = allowed & queries[:, None, :, None]
-    if keys is not None:
-        allowed = allowed & keys[:, None, None]
-    queries, keys = allowed.any((1, 3)), allowed.any((1, 2))
-    whole = (allowed == (queries[:, None, :, None] & keys[:, None, None])).all()
+def _require_whole(core: ConvertedCore, pairs: Tensor, real: Tensor) -> None:
+    """Refuse permitted pairs (B, 1 or H, Q, K) that aren't all the real ones (B, 1, Q, K), padding aside."""
+    whole = (pairs | ~real).all()
     said = _refusal(core, "a mask that forbids single pairs", "pairs")
     if torch.compiler.is_compiling():
         torch._assert_async(whole, said)
     elif not whole:
         raise NotImplementedError(said)
-    return queries, keys
 
 
 def _refusal(core: ConvertedCore, given: str, promise: str) -> str:

@@ -190,11 +190,10 @@ class TorchSite(Site):
             module.__class__ = converted
 
     def detach(self) -> None:
-        """Take the core away; and give back the class of what is around it, unless it has more converted attention."""
+        """Take the core away, and give back the class of what is around it."""
         super().detach()
         for module, converted in self.around:
-            if not any(isinstance(child, ConvertedMultiheadAttention) for child in module.modules()):
-                module.__class__ = converted.original  # type: ignore[attr-defined]
+            module.__class__ = converted.original  # type: ignore[attr-defined]
 
 
 AROUND = {
