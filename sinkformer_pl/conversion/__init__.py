@@ -8,6 +8,9 @@ from sinkformer_pl.conversion.attend import attend
 from sinkformer_pl.conversion.core import ConvertedCore
 from sinkformer_pl.conversion.listing import Report, report
 from sinkformer_pl.conversion.replace import convert, revert
+from sinkformer_pl.conversion.restoring import restore
 from sinkformer_pl.conversion.site import Site
 
-__all__ = ["ConvertedCore", "Report", "Site", "attend", "convert", "report", "revert"]
+convert.restore = restore  # type: ignore[attr-defined]
+
+__all__ = ["ConvertedCore", "Report", "Site", "attend", "convert", "report", "restore", "revert"]

@@ -9,6 +9,7 @@ from sinkformer_pl.conversion.site import Site
 
 FINDERS = {
     "torch": "sinkformer_pl.conversion.torch_attention",
+    "transformers": "sinkformer_pl.conversion.transformers_attention",
 }
 """By library the module whose `find(model)` lists the sites of its attention; imported if the library is."""
 
