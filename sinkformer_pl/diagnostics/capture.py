@@ -107,6 +107,8 @@ def learned_parameters(core: AttentionCore) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if isinstance(core.log_temperature, Tensor):
         found["temperature"] = core.log_temperature.exp()
+    if core.class_mass is not None and core.class_mass.log_mass is not None:
+        found["class_mass"] = core.class_mass.log_mass.exp()
     own = core.normalization
     parameters = dict(own.named_parameters())
     if parameters:

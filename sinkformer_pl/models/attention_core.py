@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sinkformer_pl.models.class_mass import Mass
+from sinkformer_pl.models.class_mass import class_mass as make_class_mass
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.per_head import PerHead, numbers_per_head
 from sinkformer_pl.ops.forbidden import forbid, forbid_pairs
@@ -30,6 +32,8 @@ class AttentionCore(nn.Module):
         normalization: makes this core's own normalization.
         temperature: divides the scores, which are q·k / sqrt(head_dim): a positive number, or "learned".
         causal: a query meets the keys up to its own position.
+        class_mass: sum of the column of the first key, a class token, over that of any other: a number from 0 on;
+            "learned", one for each head; "free", what it receives under Softmax (`ClassMass`).
 
     Attributes:
         normalization: made and built for these heads.
@@ -39,7 +43,7 @@ class AttentionCore(nn.Module):
     Raises:
         ValueError: a number of heads or a width below 1; a temperature that isn't positive.
         TypeError: the normalization isn't a usable module.
-        NotImplementedError: `causal` under a normalization that can't be.
+        NotImplementedError: `causal`, or a class token's own mass, under a normalization that can't have it.
     """
 
     log_temperature: nn.Parameter | None
@@ -57,6 +61,7 @@ class AttentionCore(nn.Module):
         *,
         temperature: Temperature = 1.0,
         causal: bool = False,
+        class_mass: Mass = 1.0,
     ) -> None:
         super().__init__()
         if num_heads < 1:
@@ -80,6 +85,7 @@ class AttentionCore(nn.Module):
             reason = " (the only doubly stochastic causal matrix is the identity)" if promises.unit_columns else ""
             raise NotImplementedError(f"{name} can't be causal{reason}; use a normalization that can, such as Softmax")
         _without_a_trace(lambda: self.normalization.build(num_heads, head_dim))
+        self.class_mass = make_class_mass(class_mass, num_heads, self.normalization)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, bias: Tensor | None = None, dropout: float = 0.0
@@ -102,7 +108,9 @@ class AttentionCore(nn.Module):
             NotImplementedError: dropout under a normalization for which it has no meaning, see `why_no_dropout`.
         """
         if not dropout:
-            return self.normalization.attend(q, k, v, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
+            more = self._marginal(q, k, mask, bias)
+            mask = self._with_causality(q, k, mask)
+            return self.normalization.attend(q, k, v, mask, scale=self.scale, bias=bias, **more)
         if (reason := why_no_dropout(self.normalization)) is not None:
             raise NotImplementedError(reason)
         weights = nn.functional.dropout(self.weights(q, k, mask, bias), dropout)
@@ -110,7 +118,8 @@ class AttentionCore(nn.Module):
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask = None, bias: Tensor | None = None) -> Tensor:
         """Compute the weights (B, H, Q, K) that `forward` would use."""
-        return self.normalization.weights(q, k, self._with_causality(q, k, mask), scale=self.scale, bias=bias)
+        more = self._marginal(q, k, mask, bias)
+        return self.normalization.weights(q, k, self._with_causality(q, k, mask), scale=self.scale, bias=bias, **more)
 
     def effective_mask(self, q: Tensor, k: Tensor, mask: Mask = None, bias: Tensor | None = None) -> AttentionMask:
         """Add to a mask what causality and a bias forbid."""
@@ -133,6 +142,13 @@ class AttentionCore(nn.Module):
         for key in list(state_dict):
             if key == f"{owner}log_temperature" or key.startswith(f"{owner}normalization."):
                 state_dict[f"{prefix}{key.removeprefix(owner)}"] = state_dict.pop(key)
+
+    def _marginal(self, q: Tensor, k: Tensor, mask: Mask, bias: Tensor | None) -> dict[str, Any]:
+        """Return the keyword by which a normalization is given the sums of its columns, if they aren't all alike."""
+        if self.class_mass is None:
+            return {}
+        mask = self.effective_mask(q, k, mask, bias)
+        return {"column_marginal": self.class_mass(q, k, mask, scale=self.scale, bias=bias)}
 
     def _with_causality(self, q: Tensor, k: Tensor, mask: Mask) -> Mask:
         if not self.causal:

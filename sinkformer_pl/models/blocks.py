@@ -5,6 +5,7 @@ from typing import Literal, NotRequired, TypedDict, Unpack, get_args
 from torch import Tensor, nn
 
 from sinkformer_pl.models.attention_core import Temperature
+from sinkformer_pl.models.class_mass import Mass
 from sinkformer_pl.models.multi_head_attention import MultiHeadAttention
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.ops.mask import AttentionMask, Mask
@@ -21,6 +22,7 @@ class BlockOptions(TypedDict):
     layer_norm: LayerNormPlace
     temperature: Temperature
     causal: NotRequired[bool]
+    class_mass: NotRequired[Mass]
 
 
 class AttentionBlock(nn.Module):
@@ -36,11 +38,12 @@ class AttentionBlock(nn.Module):
         layer_norm: before each of the two parts ("pre"), after each residual ("post"), or nowhere ("none").
         temperature: of the attention's scores.
         causal: a query meets the keys up to its own position.
+        class_mass: sum of the column of the first key, as of `AttentionCore`.
 
     Raises:
         ValueError: another place for the layer norm; heads that don't divide the width; a temperature that isn't
             positive.
-        NotImplementedError: `causal` under a normalization that can't be.
+        NotImplementedError: `causal`, or a class token's own mass, under a normalization that can't have it.
     """
 
     def __init__(
@@ -55,13 +58,18 @@ class AttentionBlock(nn.Module):
         layer_norm: LayerNormPlace = "pre",
         temperature: Temperature = 1.0,
         causal: bool = False,
+        class_mass: Mass = 1.0,
     ) -> None:
         super().__init__()
         if layer_norm not in get_args(LayerNormPlace):
             raise ValueError(f"layer_norm must be one of {', '.join(get_args(LayerNormPlace))}, got {layer_norm!r}")
         self.layer_norm = layer_norm
         self.attention = MultiHeadAttention(
-            dim, num_heads, normalization, head_dim=head_dim, temperature=temperature, causal=causal
+            *(dim, num_heads, normalization),
+            head_dim=head_dim,
+            temperature=temperature,
+            causal=causal,
+            class_mass=class_mass,
         )
         self.mlp = (
             nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_dim, dim))

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from sinkformer_pl.models.attention_core import AttentionCore, Temperature, rename_old_keys
+from sinkformer_pl.models.class_mass import Mass
 from sinkformer_pl.normalizations.contract import NormalizationFactory
 from sinkformer_pl.ops.mask import Mask
 
@@ -17,12 +18,13 @@ class MultiHeadAttention(nn.Module):
         head_dim: width of each head; None is dim / num_heads.
         causal: a query meets the keys up to its own position.
         temperature: divides the scores, which are q·k / sqrt(head_dim): a positive number, or "learned".
+        class_mass: sum of the column of the first key, as of `AttentionCore`.
 
     Under a normalization that needs one tensor as queries and keys (`requires_tied`) they share their projection.
 
     Raises:
         ValueError: the heads don't divide the width; a temperature that isn't positive.
-        NotImplementedError: `causal` under a normalization that can't be.
+        NotImplementedError: `causal`, or a class token's own mass, under a normalization that can't have it.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class MultiHeadAttention(nn.Module):
         head_dim: int | None = None,
         causal: bool = False,
         temperature: Temperature = 1.0,
+        class_mass: Mass = 1.0,
     ) -> None:
         super().__init__()
         if dim < 1 or num_heads < 1 or (head_dim is None and dim % num_heads):
@@ -46,7 +49,9 @@ class MultiHeadAttention(nn.Module):
         query, key, value = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
         out = nn.Linear(inner, dim)
         # The order of these is the order of parameters in checkpoints.
-        self.core = AttentionCore(num_heads, head_dim, normalization, temperature=temperature, causal=causal)
+        self.core = AttentionCore(
+            num_heads, head_dim, normalization, temperature=temperature, causal=causal, class_mass=class_mass
+        )
         self.query, self.value, self.out = query, value, out
         self.key = None if self.core.normalization.requires_tied else key
         self.register_load_state_dict_pre_hook(rename_old_keys)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkformer_pl.models.blocks import AttentionBlock, BlockOptions, refuse_square
+from sinkformer_pl.models.class_mass import Mass
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.normalizations.softmax import Softmax
 from sinkformer_pl.ops.mask import AttentionMask
@@ -35,6 +36,12 @@ def pool(x: Tensor, mask: Tensor | None, pooling: Literal["cls", "mean", "max"])
     if pooling == "mean":
         return x.where(real, 0.0).sum(1) / real.sum(1).clamp(min=1)
     return x.where(real, -torch.inf).amax(1).where(real.any(1), 0.0)
+
+
+def require_class_token(class_mass: Mass, pooling: str) -> None:
+    """Raise a ValueError if there is a mass of a class token and no class token."""
+    if class_mass != 1 and pooling != "cls":
+        raise ValueError(f"class_mass={class_mass} is of the class token; give pooling=cls, or leave it at 1")
 
 
 class ClassToken(nn.Module):
@@ -114,11 +121,8 @@ class Readout(nn.Module):
         self.pooling: Pooling = pooling
         if pooling == "mean" and follows is not None:
             warn_of_a_blind_mean("pooling=mean", follows, "use pooling=cls or pooling=seed")
-        self.seed = (
-            PMA(dim, num_heads, Softmax, **{**block, "mlp_dim": 0, "temperature": 1.0, "causal": False})  # type: ignore[arg-type]
-            if pooling == "seed"
-            else None
-        )
+        own = BlockOptions({**block, "mlp_dim": 0, "temperature": 1.0, "causal": False, "class_mass": 1.0})
+        self.seed = PMA(dim, num_heads, Softmax, **own) if pooling == "seed" else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, dim), with the (B, N) bool mask of the real ones, to (B, dim)."""

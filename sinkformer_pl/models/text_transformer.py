@@ -10,7 +10,8 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
-from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout
+from sinkformer_pl.models.class_mass import Mass
+from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout, require_class_token
 from sinkformer_pl.models.positions import (
     LearnedPositions,
     RelativePositionBias,
@@ -54,12 +55,16 @@ class TextTransformer(Backbone):
             learned query that attends to them under Softmax. A mean sees little of a doubly stochastic attention.
         causal: a token meets itself and those before it, under a normalization that can be causal; not with
             pooling="cls", whose token comes first and would meet nothing.
+        class_mass: sum of the class token's column in every plan over that of any other token: 1 counts it as they are;
+            0 lets nobody read it; another number; "learned", one for each head, from 1 on; "free", what it receives
+            under Softmax. Under Sinkhorn and SemiUnbalancedSinkhorn.
 
     Raises:
         ValueError: a size out of range; heads that don't divide the width; a temperature that isn't positive; an
             unknown kind of positions, pooling or place of the layer norms; `max_length` without learned positions;
-            causal with a class token.
-        NotImplementedError: causal, or relative positions, under a normalization that refuses it.
+            causal with a class token; a mass of one that isn't there.
+        NotImplementedError: causal, relative positions, or a class token's own mass, under a normalization that refuses
+            it.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class TextTransformer(Backbone):
         positions: Positions = "learned",
         pooling: Pooling = "mean",
         causal: bool = False,
+        class_mass: Mass = 1.0,
     ) -> None:
         super().__init__()
         for name, value, valid in (("positions", positions, Positions), ("pooling", pooling, Pooling)):
@@ -92,6 +98,7 @@ class TextTransformer(Backbone):
             raise ValueError(
                 'causal=True with pooling="cls": the class token comes first and meets nothing; use "mean"'
             )
+        require_class_token(class_mass, pooling)
         if positions == "learned" and max_length is None:
             max_length = LEARNED_POSITIONS
         require_at_least(1, vocab_size=vocab_size, dim=dim, max_length=1 if max_length is None else max_length)
@@ -118,6 +125,7 @@ class TextTransformer(Backbone):
             layer_norm=layer_norm,
             temperature=temperature,
             causal=causal,
+            class_mass=class_mass,
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
         own = self.encoder.normalization

@@ -11,7 +11,8 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models.attention_core import Temperature
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.blocks import BlockOptions, LayerNormPlace, TransformerEncoder, require_at_least
-from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout
+from sinkformer_pl.models.class_mass import Mass
+from sinkformer_pl.models.pooling import ClassToken, Pooling, Readout, require_class_token
 from sinkformer_pl.models.positions import resize_grid
 from sinkformer_pl.models.tokens import Tokens, describe_patches
 from sinkformer_pl.normalizations.contract import NormalizationFactory
@@ -42,10 +43,15 @@ class VisionTransformer(Backbone):
             are then all tokens there are; "seed", a learned query that attends to them under Softmax. A mean sees
             little of a doubly stochastic attention.
         token_std: standard deviation of the normal distribution that positions and class token start from.
+        class_mass: sum of the class token's column in every plan over that of any other token: 1 counts it as they are;
+            0 lets nobody read it; another number; "learned", one for each head, from 1 on; "free", what it receives
+            under Softmax. Under Sinkhorn and SemiUnbalancedSinkhorn.
 
     Raises:
         ValueError: a patch that doesn't divide the image; a size out of range; heads that don't divide the width; a
-            temperature that isn't positive; an unknown pooling or place of the layer norms.
+            temperature that isn't positive; an unknown pooling or place of the layer norms; a mass of a class token
+            that isn't there.
+        NotImplementedError: a class token's own mass under a normalization without column sums to set.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class VisionTransformer(Backbone):
         head_dim: int | None = None,
         pooling: Pooling = "cls",
         token_std: float = 0.02,
+        class_mass: Mass = 1.0,
     ) -> None:
         super().__init__()
         height, width = _height_and_width(image_size)
@@ -77,6 +84,7 @@ class VisionTransformer(Backbone):
             raise ValueError(f"token_std must be 0 or a positive number, got {token_std}")
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        require_class_token(class_mass, pooling)
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
         self.out_dim = dim
         self.image_shape = (channels, height, width)
@@ -88,7 +96,12 @@ class VisionTransformer(Backbone):
         nn.init.normal_(self.positions, std=token_std)
         self.dropout = nn.Dropout(dropout)
         block = BlockOptions(
-            mlp_dim=mlp_dim, head_dim=head_dim, dropout=dropout, layer_norm=layer_norm, temperature=temperature
+            mlp_dim=mlp_dim,
+            head_dim=head_dim,
+            dropout=dropout,
+            layer_norm=layer_norm,
+            temperature=temperature,
+            class_mass=class_mass,
         )
         self.encoder = TransformerEncoder(dim, num_heads, normalization, depth=depth, **block)
         self.readout = Readout(pooling, dim, num_heads, follows=self.encoder.normalization, **block)

@@ -45,12 +45,14 @@ class AttentionNormalization(nn.Module, ABC):
         requires_square: needs as many queries as keys.
         requires_tied: needs queries and keys that are one tensor, from one projection; then requires_square, too.
         takes_bias: adds a bias; False if it refuses one.
+        takes_marginal: the sums of its columns may be given, see `HalfSteps`.
     """
 
     promises: Promises = Promises()
     requires_square: bool = False
     requires_tied: bool = False
     takes_bias: bool = True
+    takes_marginal: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Accept the old spelling of promises and requirements."""
@@ -125,7 +127,7 @@ class ScoreNormalization(AttentionNormalization):
         scale, bias, mask = self._prepare(q, k, mask, **options)
         q, k, v = mask.without_padding(q, k, v)
         with no_autocast(q):
-            weights = self(_scores(q, k, scale, bias), mask)
+            weights = self(scores_of(q, k, scale, bias), mask)
             return (weights @ at_least_float32(v)).to(v.dtype)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
@@ -133,7 +135,7 @@ class ScoreNormalization(AttentionNormalization):
         scale, bias, mask = self._prepare(q, k, mask, **options)
         q, k, _ = mask.without_padding(q, k, k)
         with no_autocast(q):
-            return self(_scores(q, k, scale, bias), mask).to(q.dtype)
+            return self(scores_of(q, k, scale, bias), mask).to(q.dtype)
 
 
 NormalizationFactory = Callable[[], AttentionNormalization]
@@ -146,7 +148,8 @@ def refuse_bias(module: AttentionNormalization, bias: Tensor | None, reason: str
         raise NotImplementedError(f"{type(module).__name__} takes no bias: {reason}; use Softmax or Sinkhorn")
 
 
-def _scores(q: Tensor, k: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor:
+def scores_of(q: Tensor, k: Tensor, scale: float | Tensor, bias: Tensor | None) -> Tensor:
+    """Compute scale * q @ k.mT + bias, (B, H, Q, K) in at least float32."""
     q, k = at_least_float32(q), at_least_float32(k)
     if isinstance(scale, Tensor):
         scale = scale.to(q.dtype)

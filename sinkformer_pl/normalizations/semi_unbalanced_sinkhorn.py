@@ -2,16 +2,11 @@
 
 import math
 from dataclasses import replace
-from typing import Unpack
 
-from torch import Tensor
-
-from sinkformer_pl import ops
-from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.half_steps import HalfSteps
 from sinkformer_pl.normalizations.per_head import PerHead
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 
 LARGEST_LEARNED = 1e15
@@ -19,7 +14,7 @@ LARGEST_LEARNED = 1e15
 
 
 @register
-class SemiUnbalancedSinkhorn(ScoreNormalization):
+class SemiUnbalancedSinkhorn(HalfSteps):
     """Between softmax and Sinkhorn: column sums are drawn to Q/K with strength rho, rows sum to 1 exactly.
 
     As Sinkhorn, with the column step g <- lam (log(Q/K) - logsumexp_i(scores + f)) damped by lam = rho / (1 + rho). In
@@ -61,13 +56,7 @@ class SemiUnbalancedSinkhorn(ScoreNormalization):
         self.learned = learned
         self.rho = rho
         self.lam = 1.0 if rho == math.inf else rho / (1 + rho)
+        if rho == 0 or n_iters == 1:
+            self.takes_marginal = False
         if rho == math.inf and n_iters > 1:
             self.promises = replace(self.promises, unit_columns=True)
-
-    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K), with the column step damped."""
-        return ops.sinkhorn(scores, self.n_iters, mask=mask, lam=self.lam)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
-        """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
-        return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, lam=self.lam, **options)

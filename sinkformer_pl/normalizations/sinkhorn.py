@@ -1,21 +1,17 @@
 """Sinkhorn: doubly stochastic attention."""
 
 from dataclasses import replace
-from typing import Unpack, get_args
+from typing import get_args
 
-from torch import Tensor
-
-from sinkformer_pl import ops
-from sinkformer_pl.normalizations.contract import ScoreNormalization, ScoreOptions
+from sinkformer_pl.normalizations.half_steps import HalfSteps
 from sinkformer_pl.normalizations.promises import Promises
 from sinkformer_pl.normalizations.registry import register
-from sinkformer_pl.ops.mask import AttentionMask, Mask
 from sinkformer_pl.ops.sinkhorn import require_odd_half_steps
 from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient
 
 
 @register
-class Sinkhorn(ScoreNormalization):
+class Sinkhorn(HalfSteps):
     """The attention of Sinkformers: exp(scores) with rows and columns normalized in turn, rows first and last.
 
     Args:
@@ -47,14 +43,6 @@ class Sinkhorn(ScoreNormalization):
         self.n_iters = n_iters
         self.gradient: Gradient = gradient
         if n_iters == 1:
-            self.promises = replace(self.promises, unit_columns=False)
+            self.promises, self.takes_marginal = replace(self.promises, unit_columns=False), False
         if gradient != "unrolled" and n_iters > 1:
             self.promises = replace(self.promises, exact_gradient=False)
-
-    def forward(self, scores: Tensor, mask: AttentionMask) -> Tensor:
-        """Apply `sinkformer_pl.ops.sinkhorn` to scores (B, H, Q, K)."""
-        return ops.sinkhorn(scores, self.n_iters, mask=mask)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, **options: Unpack[ScoreOptions]) -> Tensor:
-        """Multiply weights and values, (B, H, Q, Dv), by `sinkformer_pl.ops.sinkhorn_attention`."""
-        return ops.sinkhorn_attention(q, k, v, n_iters=self.n_iters, mask=mask, gradient=self.gradient, **options)

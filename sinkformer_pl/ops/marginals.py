@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.mask import AttentionMask
+from sinkformer_pl.ops.mask import AttentionMask, Mask
 
 
 class Marginals(NamedTuple):
@@ -81,6 +81,21 @@ def given_marginals(scores: Tensor, mask: AttentionMask, row: Tensor, column: Te
     _require_equal_totals(row.where(queries, 0.0), column.where(keys, 0.0))
     rows, columns = queries & (row > 0), keys & (column > 0)
     return Marginals(row.where(rows, 1.0).log(), column.where(columns, 1.0).log(), rows, columns)
+
+
+def unit_rows(query: Tensor, column: Tensor, mask: Mask) -> Tensor:
+    """Make the sums of rows that go with those of columns: 1 at each real query, 0 where the columns have no mass.
+
+    Args:
+        query: (..., Q, D); only its shape matters.
+        column: (..., K) sums of the columns.
+        mask: real queries.
+
+    Returns:
+        (..., Q) in the dtype of the columns.
+    """
+    real = (mask or AttentionMask()).query_column(query)[..., 0] & (column > 0).any(-1, keepdim=True)
+    return real.to(column.dtype).expand(query.shape[:-1])
 
 
 def only(values: Tensor, places: Tensor | None) -> Tensor:
