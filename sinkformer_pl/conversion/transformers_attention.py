@@ -43,14 +43,14 @@ class TransformersSite(Site):
             core.sides = ("query", "key")
         assert self.model is not None
         record(self.model, self.module, core)
-        self.model.set_attn_implementation(NAME)
+        _let_call(self.model, NAME)
 
     @override
     def detach(self) -> None:
         super().detach()
         assert self.model is not None
         if (before := forget(self.model, self.module)) is not None:
-            self.model.set_attn_implementation(before)
+            _let_call(self.model, before)
 
     @override
     def refusal(self, normalization: AttentionNormalization) -> str | None:
@@ -73,6 +73,14 @@ def find(model: nn.Module) -> list[Site]:
         owner = next((outer for outer in reversed(around) if isinstance(outer, PreTrainedModel)), None)
         sites.append(_site(name, module, around, owner))
     return sites
+
+
+def _let_call(model: PreTrainedModel, function: str) -> None:
+    """Let all attention of a model call a function of the interface."""
+    for part in model.modules():
+        # Each has to be told where parts have copies of the configuration, as T5's encoder has.
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation(function)
 
 
 def _outer_names(name: str) -> list[str]:
