@@ -10,6 +10,7 @@ from sinkformer_pl.conversion.site import Site
 FINDERS = {
     "torch": "sinkformer_pl.conversion.torch_attention",
     "transformers": "sinkformer_pl.conversion.transformers_attention",
+    "timm": "sinkformer_pl.conversion.timm_attention",
 }
 """By library the module whose `find(model)` lists the sites of its attention; imported if the library is."""
 
