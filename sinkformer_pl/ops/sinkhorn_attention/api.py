@@ -99,6 +99,11 @@ def sinkhorn_attention(
     like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
     given, (bias, mask) = mask or AttentionMask(), forbid(bias, mask, like_scores)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    whole = all(x is None for x in (mask.query, mask.key, mask.pairs, row_marginal, column_marginal))
+    if whole and backend != "reference" and not return_info:
+        # The operator knows the uniform marginals of whole samples: making them would take two kernels a call.
+        x = _operator_inputs(query, key, value, bias, None, False, scale, lam, n_iters, gradient, backend)
+        return attend(x)[0].reshape(*query.shape[:-1], value.shape[-1])
     marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
     if backend == "reference":
         with no_autocast(query):
@@ -157,7 +162,7 @@ def _operator_inputs(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
-    marginals: Marginals,
+    marginals: Marginals | None,
     given: bool,
     scale: float | Tensor,
     lam: float | Tensor,
@@ -179,7 +184,7 @@ def _operator_inputs(
         for tensor in (query, key, value)
     )
     log_row = log_column = None
-    if given or marginals.rows is not None:
+    if marginals is not None and (given or marginals.rows is not None):
         log_row = _log_marginal(marginals.log_row, marginals.rows)[..., 0]
         log_column = _log_marginal(marginals.log_column, marginals.columns)[..., 0, :]
         log_row, log_column = by_head(log_row, queries), by_head(log_column, keys)

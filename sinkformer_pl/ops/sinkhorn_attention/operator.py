@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
-from sinkformer_pl.ops.sinkhorn_attention import closed_form
+from sinkformer_pl.ops.sinkhorn_attention import closed_form, gpu
 from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient, Problem
 
 _NAME = "sinkformer_pl::sinkhorn_attention"
@@ -79,14 +79,14 @@ def info(x: OperatorInputs, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, Te
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     x = OperatorInputs(*inputs)
-    with torch.no_grad(), no_autocast(x.q):
-        if x.empty:
-            return tuple(tensor.zero_() for tensor in _like(x))
-        if x.backend == "triton":
-            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+    if x.empty:
+        return tuple(tensor.zero_() for tensor in _like(x))
+    if x.backend == "triton":
+        from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
 
-            output, kernel_state = launch.forward(_for_kernels(x))
-            return output, *kernel_state, x.q.new_empty(0)
+        output, kernel_state = launch.forward(_for_kernels(x))
+        return output, *kernel_state, x.q.new_empty(0)
+    with torch.no_grad(), no_autocast(x.q):
         output, run = closed_form.forward(_problem(x))
         output = output.view(*x.q.shape[:3], -1)
         rounded = output.to(x.q.dtype)
@@ -103,7 +103,7 @@ def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
     (b, heads, queries), keys, width = x.q.shape[:3], x.k.shape[2], x.v.shape[3]
     n, row_steps, pairs = b * heads, (x.n_iters + 1) // 2, x.n_iters // 2
     if x.backend == "triton":
-        output = x.q.new_empty(b, queries, heads, width).transpose(1, 2)
+        output = gpu.laid_out_like(x.q, width)
         sizes = (row_steps, n, queries), (1 + pairs, n, keys), (pairs, n, keys), (n, queries), (n, keys)
         return output, *(x.q.new_empty(size, dtype=torch.float32) for size in sizes), x.q.new_empty(0)
     exact = torch.promote_types(x.q.dtype, torch.float32)
@@ -117,14 +117,14 @@ def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
 def _backward(*arguments: Any) -> list[Tensor]:
     *inputs, output, state, grad, wanted = arguments
     x = OperatorInputs(*inputs)
-    with torch.no_grad(), no_autocast(x.q):
-        if x.empty:
-            return [tensor.zero_() for tensor in _gradients_like(x, wanted)]
-        if x.backend == "triton":
-            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+    if x.empty:
+        return [tensor.zero_() for tensor in _gradients_like(x, wanted)]
+    if x.backend == "triton":
+        from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
 
-            found = launch.backward(_for_kernels(x), output, launch.State(*state[:5]), grad, frozenset(wanted.split()))
-            return [found.q, found.k, found.v, *(getattr(found, name) for name in wanted.split())]
+        found = launch.backward(_for_kernels(x), output, launch.State(*state[:5]), grad, frozenset(wanted.split()))
+        return [found.q, found.k, found.v, *(getattr(found, name) for name in wanted.split())]
+    with torch.no_grad(), no_autocast(x.q):
         return _closed_form_backward(x, output, state, grad, wanted.split())
 
 
@@ -159,9 +159,8 @@ def _gradients_like(x: OperatorInputs, wanted: str) -> list[Tensor]:
     """Uninitialized results of the backward: of q, k, v and of the tensors that are wanted by name."""
     found = []
     for tensor in x[:3]:
-        b, heads, tokens, width = tensor.shape
-        by_tokens = tensor.new_empty(b, tokens, heads, width).transpose(1, 2)
-        found.append(by_tokens if x.backend == "triton" else tensor.new_empty(tensor.shape))
+        like = gpu.laid_out_like(tensor, tensor.shape[3]) if x.backend == "triton" else tensor.new_empty(tensor.shape)
+        found.append(like)
     exact = torch.promote_types(x.q.dtype, torch.float32)
     sizes = {"bias": (*x.q.shape[:3], x.k.shape[2]), "log_row": x.q.shape[:3], "log_column": x.k.shape[:3]}
     found += [x.q.new_empty(sizes.get(name, x.q.shape[:2]), dtype=exact) for name in wanted.split()]
@@ -192,25 +191,35 @@ def _fake_info(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(x.q.new_empty(tensor.shape[:3], dtype=exact) for tensor in (x.q, x.k, x.q, x.k))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x = OperatorInputs(*inputs)
-    ctx.save_for_backward(*x[:8], *output)
-    ctx.numbers = x[8:]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
+class _Differentiable(torch.autograd.Function):
+    """The operator with its backward; with `torch.library.register_autograd` a call takes twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.sinkformer_pl.sinkhorn_attention(*inputs)
+        ctx.save_for_backward(*inputs[:8], *output)
+        ctx.numbers = inputs[8:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(OperatorInputs._fields)
+        saved = ctx.saved_tensors
+        others = OperatorInputs._fields[3:8]
+        wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
+        found = torch.ops.sinkformer_pl.sinkhorn_attention_backward(
+            *saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted)
+        )
+        by_name = dict(zip(wanted, found[3:], strict=True))
+        return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
 
 
-def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * len(OperatorInputs._fields)
-    saved = ctx.saved_tensors
-    others = OperatorInputs._fields[3:8]
-    wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
-    found = torch.ops.sinkformer_pl.sinkhorn_attention_backward(
-        *saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted)
-    )
-    by_name = dict(zip(wanted, found[3:], strict=True))
-    return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
+def _autograd(*inputs: Any) -> tuple[Tensor, ...]:
+    return _Differentiable.apply(*inputs)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
@@ -284,5 +293,5 @@ for _name, _function, _shapes in (
 ):
     torch.library.impl(_name, "default", _function)
     torch.library.register_fake(_name, _shapes)
-torch.library.register_autograd(_NAME, _autograd, setup_context=_setup_context)
+torch.library.impl(_NAME, "Autograd", _autograd)
 torch.library.register_autograd(f"{_NAME}_backward", _no_second_derivative)

@@ -138,6 +138,11 @@ def run(draws, arguments, upstream, n_iters, backend, dtype, device):
     inputs = [tensor.detach().to(device, dtype).requires_grad_() for tensor in draws]
     others = {name: moved(value) for name, value in arguments.items()}
     output, info = sinkhorn_attention(*inputs, n_iters=n_iters, backend=backend, return_info=True, **others)
+    if backend == "triton":
+        query = inputs[0]
+        assert (output.stride(1) < output.stride(2)) == (query.stride(1) < query.stride(2)), (
+            "the output is laid out anew"
+        )
     learned = {name: value for name, value in others.items() if isinstance(value, torch.Tensor)}
     found = torch.autograd.grad(output, [*inputs, *learned.values()], upstream.to(device, dtype), allow_unused=True)
     results = {"output": output, **dict(zip(("q", "k", "v", *learned), found, strict=True))}

@@ -37,6 +37,17 @@ def reason_against(q: Tensor, v: Tensor) -> str | None:
     return None
 
 
+def laid_out_like(tensor: Tensor, width: int) -> Tensor:
+    """Return (B, H, N, width) uninitialized, tokens before heads in memory where those of `tensor` (B, H, N, D) are.
+
+    So the output fits what made the queries: the projections around attention, or tensors (B, H, N, D) as they are.
+    """
+    b, h, n, _ = tensor.shape
+    if tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty(b, n, h, width).transpose(1, 2)
+    return tensor.new_empty(b, h, n, width)
+
+
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None

@@ -1,6 +1,6 @@
 """Which kernels for which sizes, and their tiles: one table."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ def _limits(index: int) -> int:
     return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
+@lru_cache(4096)
 def choose(
     queries: int, keys: int, width: int, value_width: int, dtype: torch.dtype, n_iters: int, gradient: str, limit: int
 ) -> Choice:
@@ -80,8 +81,8 @@ def choose(
     room = wide <= (64 if full else 128) and columns * wide <= most
     fits = max(rows, columns) <= (64 if full else 128) and wide <= 64
     if room and fits and LONG <= n_iters <= SEGMENT and gradient != "implicit":
-        tile = Tile(rows, columns, 8 if full or rows * columns > 64 * 64 else 4, 1)
-        return Choice("on chip", tile, tile)
+        few = not full and rows * columns <= 64 * 64
+        return Choice("on chip", Tile(rows, columns, 8 if full else 4, 1), Tile(rows, columns, 4 if few else 8, 1))
     if room and columns <= small:
         forward, backward = _keys_on_chip(queries, columns, full, wide, n_iters)
         return Choice(
@@ -101,11 +102,12 @@ def _keys_on_chip(
     if full:
         return (16, 4, 1), (16, 8, 1)
     if columns <= 64:
-        return (64, 4, 2), (64, 4, 1)
+        return (128, 4, 3) if columns <= 16 else (64, 4, 2), (64, 4, 1)
     if columns <= 128:
         # Of 65 queries a tile of 64 more would be nearly empty.
-        forward = 64 if -(-queries // 64) * 64 <= 1.25 * queries else 16
-        return (forward, 4, 2), (32, 4 if wide <= 64 and n_iters <= 3 else 8, 1)
+        filled = -(-queries // 64) * 64 <= 1.25 * queries
+        forward = ((64, 4, 2) if n_iters <= LONG else (32, 4, 2)) if filled else (16, 2 if wide <= 64 else 4, 2)
+        return forward, (32, 4 if wide <= 64 else 8, 1)
     return (32, 4, 2), (32, 8, 1) if wide <= 64 else (16, 8, 1)
 
 
@@ -113,13 +115,14 @@ def _queries_on_chip(rows: int, full: bool, wide: int) -> tuple[tuple[int, int, 
     if full:
         return (32, 4 if rows <= 32 else 8, 1), (16, 8, 1)
     if rows <= 32:
-        return (128, 4, 2), (128, 4, 1)
+        return (128, 4, 3), (128, 4, 1)
     if rows <= 128:
         return (64, 4, 2), (64, 8, 1)
     return (32, 8, 2), (32, 8, 1)
 
 
-def streaming_tiles(width: int, value_width: int, dtype: torch.dtype, limit: int) -> StreamingTiles:
+@cache
+def streaming_tiles(width: int, value_width: int, dtype: torch.dtype) -> StreamingTiles:
     """Tiles of the streaming kernels for features of these widths."""
     wide = max(power_of_2(width), power_of_2(value_width))
     if dtype == torch.float32:
@@ -127,7 +130,7 @@ def streaming_tiles(width: int, value_width: int, dtype: torch.dtype, limit: int
         return StreamingTiles(Tile(64, 32, 4, 1) if wide <= 64 else tile, tile, tile, tile, tile)
     if wide <= 64:
         return StreamingTiles(
-            Tile(128, 64, 4, 3), Tile(128, 64, 4, 3), Tile(64, 128, 8, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)
+            Tile(128, 64, 4, 3), Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(32, 64, 4, 3), Tile(64, 64, 4, 3)
         )
     if wide <= 128:
         return StreamingTiles(

@@ -76,11 +76,10 @@ class Problem:
         b, self.heads, self.queries, width = x.q.shape
         self.keys, value_width = x.v.shape[2:]
         self.n, self.pairs, self.even = b * self.heads, x.n_iters // 2, x.n_iters % 2 == 0
-        self.limit = shared_memory(x.q.device)
         self.choice: Choice = choose(
-            self.queries, self.keys, width, value_width, x.q.dtype, x.n_iters, x.gradient, self.limit
+            self.queries, self.keys, width, value_width, x.q.dtype, x.n_iters, x.gradient, shared_memory(x.q.device)
         )
-        self.tiles = streaming_tiles(width, value_width, x.q.dtype, self.limit)
+        self.tiles = streaming_tiles(width, value_width, x.q.dtype)
         self.scale = x.scale if isinstance(x.scale, Tensor) else None
         self.number = 1.0 if isinstance(x.scale, Tensor) else x.scale
         self.uniform = math.log2(max(self.queries, 1) / max(self.keys, 1))
@@ -97,14 +96,14 @@ class Problem:
         """Whether lam may differ from 1."""
         return self.x.lam is not None
 
+    @property
+    def masked(self) -> bool:
+        """Whether there may be tokens without mass, which may hold anything."""
+        return self.x.log_row is not None
+
     def steps(self, number: int, tokens: int) -> Tensor:
         """(number, N, tokens) float32, uninitialized."""
         return self.x.q.new_empty(number, self.n, tokens, dtype=torch.float32)
-
-    def tokens(self, tensor: Tensor, width: int) -> Tensor:
-        """(B, H, N, width) uninitialized, laid out (B, N, H, width), as the projections around attention want it."""
-        b, h, n, _ = tensor.shape
-        return tensor.new_empty(b, n, h, width).transpose(1, 2)
 
 
 def strides(x: Tensor | None, axes: int = 3) -> tuple[int, ...]:

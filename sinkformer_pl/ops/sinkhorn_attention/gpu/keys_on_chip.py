@@ -286,7 +286,8 @@ def backward(
             if DAMPED:
                 a -= columns * (x[None, :] + fb[:, None] * w[None, :])
             else:
-                a -= e[:, None] * x[None, :] + (e * fb)[:, None] * w[None, :]
+                a -= e[:, None] * x[None, :]
+                a -= (e * fb)[:, None] * w[None, :]
             for t in range(1, PAIRS):
                 f_t = tl.load(F + t * steps_q + iq, mask=inside, other=NONE)
                 fb = tl.load(CF + t * steps_q + iq, mask=inside, other=0.0)
@@ -297,7 +298,8 @@ def backward(
                     columns = tl.exp2(s + nu[None, :] + f_t[:, None])
                     a -= columns * (x[None, :] + fb[:, None] * w[None, :])
                 else:
-                    a -= ratio(f_t, f)[:, None] * x[None, :] + fb[:, None] * w[None, :]
+                    a -= ratio(f_t, f)[:, None] * x[None, :]
+                    a -= fb[:, None] * w[None, :]
         elif EVEN:  # the last row step alone, before a column step that is held constant
             w = ratio(tl.load(G + (PAIRS - 1) * steps_k + ik, mask=ik < nK, other=NONE), g)
             row = p * (delta * inverse)[:, None] * w[None, :] if DAMPED else (delta * inverse)[:, None] * w[None, :]

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.sinkhorn_attention.gpu import keys_on_chip, on_chip, passes, queries_on_chip
+from sinkformer_pl.ops.sinkhorn_attention.gpu import keys_on_chip, laid_out_like, on_chip, passes, queries_on_chip
 from sinkformer_pl.ops.sinkhorn_attention.gpu.inputs import NONE, Gradients, Inputs, Problem, State, strides
+from sinkformer_pl.ops.sinkhorn_attention.gpu.start import start
 
 LOG_2 = math.log(2)
 
@@ -17,7 +18,7 @@ KERNELS: dict[str, Any] = {"keys on chip": keys_on_chip, "queries on chip": quer
 def forward(x: Inputs) -> tuple[Tensor, State]:
     """Output (B, H, Q, Dv) and what the backward needs."""
     p = Problem(x)
-    output = p.tokens(x.q, x.v.shape[3])
+    output = laid_out_like(x.q, x.v.shape[3])
     state = State(
         p.steps((x.n_iters + 1) // 2, p.queries),
         p.steps(1 + p.pairs, p.keys),
@@ -31,12 +32,13 @@ def forward(x: Inputs) -> tuple[Tensor, State]:
         return output, state
     tile = p.choice.forward
     softmax = {} if on_chip_form else {"SOFTMAX": x.n_iters == 1}
-    KERNELS[p.choice.kind].forward[(p.n,)](
+    start(
+        KERNELS[p.choice.kind].forward, p.n,
         x.q, x.k, x.v, x.bias, x.log_row, x.log_column, p.scale, x.lam, output, *state[: 5 if on_chip_form else 3],
         *p.q, *p.k, *p.v, *strides(output), *p.bias, *p.row, *p.column, *p.scales, *p.lams,
         p.number, p.uniform, p.heads, p.queries, p.keys, p.n, p.pairs,
         **p.widths, BQ=tile.rows, BK=tile.columns, DAMPED=p.damped, EVEN=p.even, **softmax,
-        num_warps=tile.warps, num_stages=tile.stages,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return output, state
 
@@ -45,7 +47,7 @@ def backward(x: Inputs, output: Tensor, state: State, grad: Tensor, wanted: froz
     """Gradients of the inputs; of bias, log_row, log_column, scale and lam those that are wanted by name."""
     p = Problem(x)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    dq, dk, dv = (p.tokens(tensor, tensor.shape[3]) for tensor in (x.q, x.k, x.v))
+    dq, dk, dv = (laid_out_like(tensor, tensor.shape[3]) for tensor in (x.q, x.k, x.v))
     dbias = x.q.new_empty(x.bias.shape, dtype=torch.float32) if "bias" in wanted and x.bias is not None else None
     found = Gradients(dq, dk, dv, dbias, None, None, None, None)
     if p.choice.kind == "streaming" or x.gradient == "implicit":
@@ -59,13 +61,14 @@ def backward(x: Inputs, output: Tensor, state: State, grad: Tensor, wanted: froz
     scratch = (delta, fb, gb) if on_chip_form else (delta, fb, terms[0], gb, *terms[1:])
     dscale = p.steps(1, 1) if "scale" in wanted else None
     tile = p.choice.backward
-    KERNELS[p.choice.kind].backward[(p.n,)](
+    start(
+        KERNELS[p.choice.kind].backward, p.n,
         x.q, x.k, x.v, x.bias, x.log_row, x.log_column, p.scale, x.lam, output, grad,
         *state[: 5 if on_chip_form else 3], *scratch, dq, dk, dv, dbias, dscale,
         *p.q, *p.k, *p.v, *strides(output), *strides(grad), *p.bias, *p.row, *p.column, *p.scales, *p.lams,
         *strides(dq), *strides(dk), *strides(dv), p.number, p.uniform, p.heads, p.queries, p.keys, p.n, p.pairs,
         **p.widths, BQ=tile.rows, BK=tile.columns, DAMPED=p.damped, STEPS=unrolled, EVEN=p.even,
-        num_warps=tile.warps, num_stages=tile.stages,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return _finish(p, found, state, delta[0], fb, gb, dscale, wanted)
 

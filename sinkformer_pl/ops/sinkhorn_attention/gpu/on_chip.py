@@ -168,7 +168,8 @@ def backward(
             if FB is not None:
                 tl.store(FB + t * steps_q + iq, fb, mask=iq < nQ)
             fb = fb * inverse * u
-            a -= u[:, None] * x[None, :] + fb[:, None] * w[None, :]
+            a -= u[:, None] * x[None, :]
+            a -= fb[:, None] * w[None, :]
             gb = -w * tl.sum(z * fb[:, None], 0)
     elif EVEN:
         w = tl.load(W + (PAIRS - 1) * steps_k + ik, mask=ik < nK, other=0.0)

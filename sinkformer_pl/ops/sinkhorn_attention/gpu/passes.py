@@ -7,7 +7,11 @@ from torch import Tensor
 
 from sinkformer_pl.ops.sinkhorn_attention.gpu import streaming_backward, streaming_forward
 from sinkformer_pl.ops.sinkhorn_attention.gpu.inputs import NONE, Gradients, Problem, State, strides
+from sinkformer_pl.ops.sinkhorn_attention.gpu.start import start
 from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
+
+UNROLLED = 10
+"""Column steps up to which the kernels of dQ and dK have no loop over them."""
 
 
 def forward(p: Problem, output: Tensor, state: State) -> None:
@@ -21,12 +25,13 @@ def forward(p: Problem, output: Tensor, state: State) -> None:
     g[0].zero_() if p.x.log_column is None else _free_potential(p, g[0])
     x, tile = p.x, p.tiles.forward
     blocks = -(-p.queries // tile.rows)
-    streaming_forward.forward[(p.n * blocks,)](
+    start(
+        streaming_forward.forward, p.n * blocks,
         x.q, x.k, x.v, x.bias, x.log_row, x.log_column, p.scale, output, f[p.pairs - 1], f[-1], g[-1],
         *p.q, *p.k, *p.v, *strides(output), *p.bias, *p.row, *p.column, *p.scales,
         p.number, p.heads, p.queries, p.keys, blocks,
         **p.widths, BQ=tile.rows, BK=tile.columns, FREE=p.pairs == 0, EVEN=p.even,
-        num_warps=tile.warps, num_stages=tile.stages,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
@@ -37,12 +42,13 @@ def _half_step(p: Problem, potential: Tensor, other: Tensor | None, before: Tens
     column = nu is not None
     (a, sa, la, sla, na), (b, sb, lb, slb, nb) = reversed(sides) if column else sides
     blocks = -(-na // tile.rows)
-    streaming_forward.half_step[(p.n * blocks,)](
+    start(
+        streaming_forward.half_step, p.n * blocks,
         a, b, x.bias, la, lb, p.scale, x.lam, other, before, potential, nu,
         *sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if column else bias[2:])), *sla, *slb, *p.scales, *p.lams,
         p.number, p.uniform if column else 0.0, p.heads, na, nb, blocks,
         **p.key_width, BA=tile.rows, BB=tile.columns, FREE=other is None, MAXIMUM=before is None, COLUMN=column,
-        DAMPED=p.damped, num_warps=tile.warps, num_stages=tile.stages,
+        DAMPED=p.damped, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
@@ -59,11 +65,12 @@ def matvec(p: Problem, f: Tensor, g: Tensor, vector: Tensor | None, *, transpose
     sides = (x.q, p.q, f, p.queries), (x.k, p.k, g, p.keys)
     (a, sa, fa, na), (b, sb, fb, nb) = reversed(sides) if transposed else sides
     blocks, y = -(-na // tile.rows), p.steps(1, na)[0]
-    streaming_forward.matvec[(p.n * blocks,)](
+    start(
+        streaming_forward.matvec, p.n * blocks,
         a, b, x.bias, p.scale, fa, fb, vector, y,
         *sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if transposed else bias[2:])), *p.scales,
         p.number, p.heads, na, nb, blocks,
-        **p.key_width, BA=tile.rows, BB=tile.columns, num_warps=tile.warps, num_stages=tile.stages,
+        **p.key_width, BA=tile.rows, BB=tile.columns, MASKED=p.masked, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return y
 
@@ -84,23 +91,25 @@ def backward(
     ce, cf, xe, we = (p.steps(terms, size) for size in (p.queries, p.queries, p.keys, p.keys))
     tile = p.tiles.values
     blocks = -(-p.queries // 64)
-    streaming_backward.output_cotangents[(p.n * blocks,)](
+    start(
+        streaming_backward.output_cotangents, p.n * blocks,
         output, grad, f[0] if unrolled else None, f[-1], delta, ce[0], *strides(output), *strides(grad),
-        p.heads, p.queries, blocks, DV=p.widths["DV"], DVB=p.widths["DVB"], BQ=64, DAMPED=p.damped,
+        p.heads, p.queries, blocks, DV=p.widths["DV"], DVB=p.widths["DVB"], BQ=64, DAMPED=p.damped, warps=4, stages=3,
     )  # fmt: skip
     gb = p.steps(p.pairs if unrolled else 1, p.keys) if not unrolled or wanted & {"log_column", "lam"} else None
     fb = p.steps(p.pairs, p.queries) if unrolled and "log_row" in wanted else None
     lam_gb, inverse_fb = (p.steps(1, p.keys)[0], p.steps(1, p.queries)[0]) if unrolled else (None, None)
     last = p.pairs - 1
     blocks = -(-p.keys // tile.columns)
-    streaming_backward.value_gradients[(p.n * blocks,)](
+    start(
+        streaming_backward.value_gradients, p.n * blocks,
         x.q, x.k, x.v, x.bias, x.log_row, p.scale, x.lam, grad, f[-1], g[-1], g[last] if unrolled else None,
         nu[last] if unrolled else None, delta, found.v, gb[-1] if gb is not None else None, lam_gb, xe[-1], we[-1],
         *p.q, *p.k, *p.v, *strides(grad), *p.bias, *p.row, *p.scales, *p.lams, *strides(found.v),
         p.number, p.heads, p.queries, p.keys, blocks,
-        **p.widths, BQ=tile.rows, BK=tile.columns, DAMPED=p.damped, STEPS=unrolled,
+        **p.widths, BQ=tile.rows, BK=tile.columns, DAMPED=p.damped, MASKED=p.masked, STEPS=unrolled,
         EVEN=p.even and x.gradient != "implicit",
-        num_warps=tile.warps, num_stages=tile.stages,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     if unrolled:
         for t in range(last, 0, -1):
@@ -129,12 +138,13 @@ def _row_cotangents(
 ) -> None:
     x, tile = p.x, p.tiles.half_step
     blocks = -(-p.queries // tile.rows)
-    streaming_backward.row_cotangents[(p.n * blocks,)](
+    start(
+        streaming_backward.row_cotangents, p.n * blocks,
         x.q, x.k, x.bias, p.scale, x.log_row, state.f[t], state.f[-1], state.nu[t], lam_gb, delta,
         fb[t] if fb is not None else None, inverse_fb, ce, cf,
         *p.q, *p.k, *p.bias, *p.scales, *p.row, p.number, p.heads, p.queries, p.keys, blocks,
-        **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, FROM_OUTPUT=p.even and t == p.pairs - 1,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, MASKED=p.masked,
+        FROM_OUTPUT=p.even and t == p.pairs - 1, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
@@ -143,11 +153,13 @@ def _column_cotangents(
 ) -> None:
     x, tile, g = p.x, p.tiles.half_step, state.g
     blocks = -(-p.keys // tile.rows)
-    streaming_backward.column_cotangents[(p.n * blocks,)](
+    start(
+        streaming_backward.column_cotangents, p.n * blocks,
         x.q, x.k, x.bias, p.scale, x.lam, state.f[t], g[t], state.nu[t], inverse_fb, g[-1], g[t - 1], state.nu[t - 1],
         gb[t - 1] if gb is not None else None, lam_gb, xe[t - 1], we[t - 1],
         *p.q, *p.k, *p.bias, *p.scales, *p.lams, p.number, p.heads, p.queries, p.keys, blocks,
-        **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, num_warps=tile.warps, num_stages=tile.stages,
+        **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, MASKED=p.masked,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
@@ -196,23 +208,31 @@ def _query_and_key_gradients(
     """Fill dQ, dK and the gradient of the bias; return the parts of that of the scale."""
     x, unrolled = p.x, p.x.gradient == "unrolled" and p.pairs > 0
     nu = state.nu if p.damped else None
-    flags = {"DAMPED": p.damped and unrolled, "LAST_ROW": not p.even and x.gradient != "implicit"}
+    number = terms[0].shape[0]
+    flags: dict[str, Any] = {
+        "DAMPED": p.damped and unrolled,
+        "MASKED": p.masked,
+        "LAST_ROW": not p.even and x.gradient != "implicit",
+        "TERMS": number if number <= UNROLLED else 0,
+    }
     common = x.q, x.k, x.v, x.bias, x.log_row, p.scale, grad, state.f[-1], state.g[-1], nu, delta, *terms
-    numbers = p.number, p.heads, p.queries, p.keys, p.n, terms[0].shape[0]
+    numbers = p.number, p.heads, p.queries, p.keys, p.n, number
     places = *p.q, *p.k, *p.v, *strides(grad), *p.bias, *p.row, *p.scales
     tile = p.tiles.queries
     blocks = -(-p.queries // tile.rows)
     dscale = p.steps(blocks, 1) if with_scale else None
-    streaming_backward.query_gradients[(p.n * blocks,)](
+    start(
+        streaming_backward.query_gradients, p.n * blocks,
         *common, fb[0] if fb is not None else None, found.q, dscale, *places, *strides(found.q), *numbers, blocks,
         **p.widths, BQ=tile.rows, BK=tile.columns, **flags, OPEN=unrolled, FROM_OUTPUT=p.even and p.pairs == 1,
-        num_warps=tile.warps, num_stages=tile.stages,
+        warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     tile = p.tiles.keys
     blocks = -(-p.keys // tile.columns)
-    streaming_backward.key_gradients[(p.n * blocks,)](
+    start(
+        streaming_backward.key_gradients, p.n * blocks,
         *common, found.k, found.bias, *places, *strides(found.k), *numbers, blocks,
-        **p.widths, BQ=tile.rows, BK=tile.columns, **flags, num_warps=tile.warps, num_stages=tile.stages,
+        **p.widths, BQ=tile.rows, BK=tile.columns, **flags, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dscale
 

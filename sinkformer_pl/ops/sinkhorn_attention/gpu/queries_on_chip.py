@@ -320,7 +320,8 @@ def backward(
                     columns = tl.exp2(s + nu[None, :] + f_t[:, None])
                     a -= columns * (x[None, :] + fb[:, None] * w[None, :])
                 else:
-                    a -= ratio(f_t, f)[:, None] * x[None, :] + fb[:, None] * w[None, :]
+                    a -= ratio(f_t, f)[:, None] * x[None, :]
+                    a -= fb[:, None] * w[None, :]
         elif EVEN:
             w = ratio(tl.load(G + (PAIRS - 1) * steps_k + ik, mask=inside, other=NONE), g)
             row = (delta * inverse)[:, None] * w[None, :]

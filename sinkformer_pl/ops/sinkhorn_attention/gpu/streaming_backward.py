@@ -14,6 +14,7 @@ from sinkformer_pl.ops.sinkhorn_attention.gpu.tiles import (
     log_marginal,
     product,
     ratio,
+    real_tokens,
     scores,
     store_rows,
 )
@@ -46,7 +47,7 @@ def value_gradients(
     sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sgb, sgh, sgn, sbb, sbh, sbq, sbk, slrb, slrh, ssb, ssh, slb, slh,
     sdvb, sdvh, sdvn, scale, heads, nQ, nK, blocks,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, DAMPED: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr, DAMPED: tl.constexpr, MASKED: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """dV, and the cotangent of the potential of the keys: V_j·dV_j, without EVEN less what the last row step takes.
 
@@ -73,8 +74,9 @@ def value_gradients(
     for start in range(0, nQ, BQ):
         iq = start + tl.arange(0, BQ)
         f = tl.load(F + n * nQ + iq, mask=iq < nQ, other=NONE)
-        qt = load_columns(Q, sqn, iq, f > ANY, d, D, DB)
-        do = load_rows(DO, sgn, iq, f > ANY, dv, DV, DVB)
+        real = real_tokens(f, iq, nQ, MASKED)
+        qt = load_columns(Q, sqn, iq, real, d, D, DB)
+        do = load_rows(DO, sgn, iq, real, dv, DV, DVB)
         s = scores(k, qt, scale, BIAS, sbk, sbq, ik, iq, nK, nQ, PRECISION)
         p = tl.exp2(s + g[:, None] + f[None, :])
         grad_v = add_product(p.to(do.dtype), do, grad_v, PRECISION)
@@ -119,7 +121,7 @@ def row_cotangents(
     Q, K, BIAS, SCALE, LR, F, F_LAST, NU, LAM_GB, DELTA, FB, INVERSE_FB, CE, CF,
     sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, ssb, ssh, slrb, slrh, scale, heads, nQ, nK, blocks,
     D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
-    DAMPED: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    DAMPED: tl.constexpr, MASKED: tl.constexpr, FROM_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """The cotangent of a row step from that of the column step after it, and its terms, CE and CF."""
     pid = tl.program_id(0)
@@ -135,7 +137,7 @@ def row_cotangents(
     f = tl.load(F + n * nQ + iq, mask=inside, other=NONE)
     fb = -gather(
         Q, K, BIAS, NU, LAM_GB, sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, scale, f, n, b, h, iq, nQ, nK,
-        D, DB, BA, BB, PRECISION,
+        D, DB, BA, BB, PRECISION, MASKED,
     )  # fmt: skip
     at = n * nQ + iq
     if FROM_OUTPUT:
@@ -158,7 +160,7 @@ def column_cotangents(
     Q, K, BIAS, SCALE, LAM, F, G, NU, INVERSE_FB, G_LAST, G_BEFORE, NU_BEFORE, GB, LAM_GB, XE, WE,
     sqb, sqh, sqn, skb, skh, skn, sbb, sbh, sbq, sbk, ssb, ssh, slb, slh, scale, heads, nQ, nK, blocks,
     D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
-    DAMPED: tl.constexpr,
+    DAMPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The cotangent of a column step from that of the row step after it, which F and G are before; and its terms."""
     pid = tl.program_id(0)
@@ -176,7 +178,7 @@ def column_cotangents(
     nu = tl.load(NU + n * nK + ik, mask=inside, other=NONE)
     y = gather(
         K, Q, BIAS, F, INVERSE_FB, skb, skh, skn, sqb, sqh, sqn, sbb, sbh, sbk, sbq, scale, nu, n, b, h, ik, nK, nQ,
-        D, DB, BA, BB, PRECISION,
+        D, DB, BA, BB, PRECISION, MASKED,
     )  # fmt: skip
     g_last = tl.load(G_LAST + n * nK + ik, mask=inside, other=NONE)
     _store_key_terms(
@@ -185,13 +187,34 @@ def column_cotangents(
 
 
 @triton.jit
+def _less_term(a, s, CE, CF, XE, WE, NU, at_q, at_k, n, iq, ik, nQ, nK, DAMPED: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """Subtract the term of one column step from a: (queries, keys), or (keys, queries) with KEYS_FIRST."""
+    e = tl.load(CE + at_q + iq, mask=iq < nQ, other=NONE if DAMPED else 0.0)
+    c = tl.load(CF + at_q + iq, mask=iq < nQ, other=0.0)
+    x = tl.load(XE + at_k + ik, mask=ik < nK, other=0.0)
+    w = tl.load(WE + at_k + ik, mask=ik < nK, other=0.0)
+    if KEYS_FIRST:
+        e, c, x, w = e[None, :], c[None, :], x[:, None], w[:, None]
+    else:
+        e, c, x, w = e[:, None], c[:, None], x[None, :], w[None, :]
+    if DAMPED:
+        nu = tl.load(NU + at_k + n * nK + ik, mask=ik < nK, other=NONE)
+        nu = nu[:, None] if KEYS_FIRST else nu[None, :]
+        a -= tl.exp2(s + nu + e) * (x + c * w)
+    else:
+        a -= e * x
+        a -= c * w
+    return a
+
+
+@triton.jit
 def query_gradients(
     Q, K, V, BIAS, LR, SCALE, DO, F, G, NU, DELTA, CE, CF, XE, WE, FB, DQ, DSCALE,
     sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sgb, sgh, sgn, sbb, sbh, sbq, sbk, slrb, slrh, ssb, ssh,
-    sdqb, sdqh, sdqn, scale, heads, nQ, nK, N, TERMS, blocks,
+    sdqb, sdqh, sdqn, scale, heads, nQ, nK, N, terms, blocks,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, DAMPED: tl.constexpr, LAST_ROW: tl.constexpr, OPEN: tl.constexpr,
-    FROM_OUTPUT: tl.constexpr,
+    PRECISION: tl.constexpr, DAMPED: tl.constexpr, MASKED: tl.constexpr, LAST_ROW: tl.constexpr,
+    TERMS: tl.constexpr, OPEN: tl.constexpr, FROM_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """Compute dQ from the gradient P (dO V^T - delta) - sum_t N_t (XE_t + CF_t WE_t) of the scores.
 
@@ -199,7 +222,8 @@ def query_gradients(
     with DAMPED it is 2^(s + CE_t + NU_t).
     LAST_ROW: whether there is the term with delta. OPEN: whether CF_0 isn't known yet: the cotangent of the first row
     step is a sum over the keys, and what depends on it is gathered apart; it is stored for the gradient of the keys.
-    FROM_OUTPUT: whether that cotangent starts at delta.
+    FROM_OUTPUT: whether that cotangent starts at delta. TERMS: their number, 0 where `terms` is one that isn't worth a
+    kernel of its own.
     """
     pid = tl.program_id(0)
     block = pid % blocks
@@ -235,8 +259,9 @@ def query_gradients(
     for start in range(0, nK, BK):
         ik = start + tl.arange(0, BK)
         g = tl.load(G + n * nK + ik, mask=ik < nK, other=NONE)
-        kt = load_columns(K, skn, ik, g > ANY, d, D, DB)
-        vt = load_columns(V, svn, ik, g > ANY, dv, DV, DVB)
+        real = real_tokens(g, ik, nK, MASKED)
+        kt = load_columns(K, skn, ik, real, d, D, DB)
+        vt = load_columns(V, svn, ik, real, dv, DV, DVB)
         s = scores(q, kt, scale2, BIAS, sbq, sbk, iq, ik, nQ, nK, PRECISION)
         p = tl.exp2(s + g[None, :] + f[:, None])
         a = product(do, vt, PRECISION)
@@ -244,16 +269,13 @@ def query_gradients(
             a = a - (delta * inverse)[:, None]
         if DAMPED:
             a = p * a
-        for t in range(1 if OPEN else 0, TERMS):
-            e_t = tl.load(CE + t * steps_q + iq, mask=inside, other=NONE if DAMPED else 0.0)
-            c_t = tl.load(CF + t * steps_q + iq, mask=inside, other=0.0)
-            x = tl.load(XE + t * steps_k + ik, mask=ik < nK, other=0.0)
-            w = tl.load(WE + t * steps_k + ik, mask=ik < nK, other=0.0)
-            if DAMPED:
-                nu = tl.load(NU + t * steps_k + n * nK + ik, mask=ik < nK, other=NONE)
-                a -= tl.exp2(s + nu[None, :] + e_t[:, None]) * (x[None, :] + c_t[:, None] * w[None, :])
-            else:
-                a -= e_t[:, None] * x[None, :] + c_t[:, None] * w[None, :]
+        # A loop inside keeps Triton from overlapping the loads of this one with its products.
+        if TERMS > 0:
+            for t in tl.static_range(1 if OPEN else 0, TERMS):
+                a = _less_term(a, s, CE, CF, XE, WE, NU, t * steps_q, t * steps_k, n, iq, ik, nQ, nK, DAMPED, False)
+        else:
+            for t in range(1 if OPEN else 0, terms):
+                a = _less_term(a, s, CE, CF, XE, WE, NU, t * steps_q, t * steps_k, n, iq, ik, nQ, nK, DAMPED, False)
         if OPEN:
             x = tl.load(XE + ik, mask=ik < nK, other=0.0)
             w = tl.load(WE + ik, mask=ik < nK, other=0.0)
@@ -288,9 +310,9 @@ def query_gradients(
 def key_gradients(
     Q, K, V, BIAS, LR, SCALE, DO, F, G, NU, DELTA, CE, CF, XE, WE, DK, DBIAS,
     sqb, sqh, sqn, skb, skh, skn, svb, svh, svn, sgb, sgh, sgn, sbb, sbh, sbq, sbk, slrb, slrh, ssb, ssh,
-    sdkb, sdkh, sdkn, scale, heads, nQ, nK, N, TERMS, blocks,
+    sdkb, sdkh, sdkn, scale, heads, nQ, nK, N, terms, blocks,
     D: tl.constexpr, DB: tl.constexpr, DV: tl.constexpr, DVB: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr, DAMPED: tl.constexpr, LAST_ROW: tl.constexpr,
+    PRECISION: tl.constexpr, DAMPED: tl.constexpr, MASKED: tl.constexpr, LAST_ROW: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """Compute dK of the same gradient of the scores, and that gradient itself where the bias wants it."""
     pid = tl.program_id(0)
@@ -320,8 +342,9 @@ def key_gradients(
     for start in range(0, nQ, BQ):
         iq = start + tl.arange(0, BQ)
         f = tl.load(F + n * nQ + iq, mask=iq < nQ, other=NONE)
-        q = load_rows(Q, sqn, iq, f > ANY, d, D, DB)
-        do = load_rows(DO, sgn, iq, f > ANY, dv, DV, DVB)
+        real = real_tokens(f, iq, nQ, MASKED)
+        q = load_rows(Q, sqn, iq, real, d, D, DB)
+        do = load_rows(DO, sgn, iq, real, dv, DV, DVB)
         s = scores(k, tl.trans(q), scale2, BIAS, sbk, sbq, ik, iq, nK, nQ, PRECISION)
         p = tl.exp2(s + g[:, None] + f[None, :])
         a = product(v, tl.trans(do), PRECISION)
@@ -331,16 +354,12 @@ def key_gradients(
             a = a - (delta * inverse)[None, :]
         if DAMPED:
             a = p * a
-        for t in range(0, TERMS):
-            e_t = tl.load(CE + t * steps_q + iq, mask=iq < nQ, other=NONE if DAMPED else 0.0)
-            c_t = tl.load(CF + t * steps_q + iq, mask=iq < nQ, other=0.0)
-            x = tl.load(XE + t * steps_k + ik, mask=inside, other=0.0)
-            w = tl.load(WE + t * steps_k + ik, mask=inside, other=0.0)
-            if DAMPED:
-                nu = tl.load(NU + t * steps_k + n * nK + ik, mask=inside, other=NONE)
-                a -= tl.exp2(s + nu[:, None] + e_t[None, :]) * (x[:, None] + c_t[None, :] * w[:, None])
-            else:
-                a -= e_t[None, :] * x[:, None] + c_t[None, :] * w[:, None]
+        if TERMS > 0:
+            for t in tl.static_range(0, TERMS):
+                a = _less_term(a, s, CE, CF, XE, WE, NU, t * steps_q, t * steps_k, n, iq, ik, nQ, nK, DAMPED, True)
+        else:
+            for t in range(0, terms):
+                a = _less_term(a, s, CE, CF, XE, WE, NU, t * steps_q, t * steps_k, n, iq, ik, nQ, nK, DAMPED, True)
         ds = a if DAMPED else p * a
         if DBIAS is not None:
             at = DBIAS + n * nQ * nK + iq[None, :] * nK + ik[:, None]

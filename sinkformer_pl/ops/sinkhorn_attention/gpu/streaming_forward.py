@@ -12,6 +12,7 @@ from sinkformer_pl.ops.sinkhorn_attention.gpu.tiles import (
     load_columns,
     load_rows,
     log_marginal,
+    real_tokens,
     scores,
     store_rows,
 )
@@ -57,7 +58,7 @@ def half_step(
             potential = tl.where(log_marginal(LB, ib, nB, 0.0) > ANY, 0.0, NONE)
         else:
             potential = tl.load(FB + n * nB + ib, mask=ib < nB, other=NONE)
-        bt = load_columns(B, sbn, ib, potential > ANY, d, D, DB)
+        bt = load_columns(B, sbn, ib, real_tokens(potential, ib, nB, LB is not None), d, D, DB)
         s = scores(a, bt, scale, BIAS, sia, sij, ia, ib, nA, nB, PRECISION) + potential[None, :]
         if MAXIMUM:
             higher = tl.maximum(shift, tl.max(s, 1))
@@ -111,8 +112,9 @@ def forward(
             g = tl.where(log_marginal(LC, ik, nK, 0.0) > ANY, 0.0, NONE)
         else:
             g = tl.load(G + n * nK + ik, mask=ik < nK, other=NONE)
-        kt = load_columns(K, skn, ik, g > ANY, d, D, DB)
-        v = load_rows(V, svn, ik, g > ANY, dv, DV, DVB)
+        real = real_tokens(g, ik, nK, LC is not None)
+        kt = load_columns(K, skn, ik, real, d, D, DB)
+        v = load_rows(V, svn, ik, real, dv, DV, DVB)
         s = scores(q, kt, scale, BIAS, sbq, sbk, iq, ik, nQ, nK, PRECISION) + g[None, :]
         if EVEN:
             p = tl.exp2(s + f[:, None])
@@ -125,9 +127,9 @@ def forward(
             shift = higher
         o = add_product(p.to(v.dtype), v, o, PRECISION)
     if not EVEN:
-        real = (lr > ANY) & (shift > ANY)
-        o = o * tl.where(real, tl.exp2(lr) / total, 0.0)[:, None]
-        tl.store(F + n * nQ + iq, tl.where(real, lr - shift - tl.log2(total), NONE), mask=iq < nQ)
+        there = (lr > ANY) & (shift > ANY)
+        o = o * tl.where(there, tl.exp2(lr) / total, 0.0)[:, None]
+        tl.store(F + n * nQ + iq, tl.where(there, lr - shift - tl.log2(total), NONE), mask=iq < nQ)
     store_rows(O + b * sob + h * soh, son, iq, iq < nQ, dv, o, DV, DVB)
 
 
@@ -135,6 +137,7 @@ def forward(
 def gather(
     A, B, BIAS, FB, X, sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, scale, fa, n, b, h, ia, nA, nB,
     D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """sum_b 2^(s + fa + FB_b) X_b for tokens a; X None: the sums."""
     d = tl.arange(0, DB)
@@ -146,7 +149,7 @@ def gather(
     for start in range(0, nB, BB):
         ib = start + tl.arange(0, BB)
         fb = tl.load(FB + n * nB + ib, mask=ib < nB, other=NONE)
-        bt = load_columns(B, sbn, ib, fb > ANY, d, D, DB)
+        bt = load_columns(B, sbn, ib, real_tokens(fb, ib, nB, MASKED), d, D, DB)
         s = scores(a, bt, scale, BIAS, sia, sij, ia, ib, nA, nB, PRECISION)
         p = tl.exp2(s + fa[:, None] + fb[None, :])
         if X is not None:
@@ -160,6 +163,7 @@ def matvec(
     A, B, BIAS, SCALE, FA, FB, X, Y,
     sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, ssb, ssh, scale, heads, nA, nB, blocks,
     D: tl.constexpr, DB: tl.constexpr, BA: tl.constexpr, BB: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Y_a = sum_b 2^(s + FA_a + FB_b) X_b; with A the keys the product with the transpose. X None: the sums."""
     pid = tl.program_id(0)
@@ -172,6 +176,6 @@ def matvec(
     fa = tl.load(FA + n * nA + ia, mask=ia < nA, other=NONE)
     y = gather(
         A, B, BIAS, FB, X, sab, sah, san, sbb, sbh, sbn, sib, sih, sia, sij, scale, fa, n, b, h, ia, nA, nB,
-        D, DB, BA, BB, PRECISION,
+        D, DB, BA, BB, PRECISION, MASKED,
     )  # fmt: skip
     tl.store(Y + n * nA + ia, y, mask=ia < nA)

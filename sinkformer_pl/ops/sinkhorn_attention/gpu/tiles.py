@@ -87,6 +87,15 @@ def log_marginal(L, i, n, uniform):
 
 
 @triton.jit
+def real_tokens(potential, i, n, MASKED: tl.constexpr):
+    """Tell which of the tokens i to read: with MASKED those with mass, whose potential says so, else all n.
+
+    A load that waits for the potential can't be started ahead of its turn.
+    """
+    return potential > ANY if MASKED else i < n
+
+
+@triton.jit
 def row_step(s, f, lr, MAXIMUM: tl.constexpr):
     """A row step of scores s (rows, columns) that the potential of the keys was added to.
 
