@@ -31,7 +31,7 @@ def main() -> None:
     )
     x = (x + 0.25 * torch.randn(TOKENS, WIDTH)) * torch.where(torch.arange(TOKENS) % 8 == 2, 1.6, 1.0)[:, None]
     q = x[None, None]
-    names = sorted(registered())
+    names = sorted(registered().keys() - {"Blend"})  # A mix of two others.
     lines = -(-len(names) // COLUMNS)
     figure, panels = plt.subplots(lines, COLUMNS, figsize=(2.5 * COLUMNS, 3.7 * lines))
     for panel in panels.flat:

@@ -124,7 +124,8 @@ def readable(spec: Mapping[str, Any]) -> str:
 def read_calls(text: str) -> list[Spec]:
     """Read specs that are written as calls, as `readable` does: "Softmax, Sinkhorn(n_iters=21), my_module.MyNorm".
 
-    A bare word among the arguments is a text, as in YAML, but for true, false, null and inf.
+    A bare word among the arguments is a text, as in YAML, but for true, false, null and inf. So is a call: it is read
+    where it is used.
 
     Raises:
         ValueError: it is something else.
@@ -150,6 +151,9 @@ def _read_call(node: ast.expr) -> Spec:
 def _read_value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return {"true": True, "false": False, "null": None, "inf": float("inf")}.get(node.id, node.id)
+    if isinstance(node, ast.Call):
+        _read_call(node)
+        return ast.unparse(node)
     return ast.literal_eval(node)
 
 

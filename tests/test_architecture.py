@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "backbones": {"conversion", "models", "normalizations", "ops", "errors"},
     "tasks": {"models", "normalizations", "training", "batch", "class_weights", "errors", "factories", "parts"},
     "data": {"training", "batch", "class_weights", "errors"},
-    "callbacks": {"training", "diagnostics", "models", "batch", "errors"},
+    "callbacks": {"training", "diagnostics", "models", "normalizations", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},
     "inference": {
         "batch",

@@ -26,6 +26,7 @@ ARGUMENTS = {
     "SymmetricSinkhorn": [{"n_iters": 2}],
 }
 CONVERGED = {
+    "Blend": {"target": partial(registered()["Sinkhorn"], n_iters=101)},
     "GumbelSinkhorn": {"n_iters": 101},
     "LowRankSinkhorn": {"n_iters": 101},
     "SemiUnbalancedSinkhorn": {"rho": math.inf, "n_iters": 101},

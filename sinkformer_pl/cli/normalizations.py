@@ -54,4 +54,8 @@ def _further(cls: type[AttentionNormalization]) -> Iterator[str]:
 
 def _arguments(cls: type[AttentionNormalization]) -> str:
     parameters = parameters_of(cls).values()
-    return f"({', '.join(f'{p.name}={p.default!r}' if p.default is not p.empty else p.name for p in parameters)})"
+    return f"({', '.join(f'{p.name}={_word(p.default)}' if p.default is not p.empty else p.name for p in parameters)})"
+
+
+def _word(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)

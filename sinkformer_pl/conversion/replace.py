@@ -100,20 +100,7 @@ def revert(model: Model) -> Model:
 
 def _factory(normalization: Any, arguments: Mapping[str, Any]) -> Callable[[], AttentionNormalization]:
     if isinstance(normalization, str):
-        try:
-            (called,) = read_calls(normalization)
-        except ValueError:
-            raise UserError(
-                f"normalization {normalization!r}: give a name or a call, such as Sinkhorn(n_iters=5)"
-            ) from None
-        name = called["class_path"]
-        known = registered()
-        if name not in known and "." not in name:
-            raise UserError(
-                f"normalization {name}: no such name{did_you_mean(name, known)}; registered are {', '.join(known)}"
-            )
-        cls = known[name] if name in known else import_class(name)
-        normalization = functools.partial(cls, **called["init_args"])
+        normalization = _named(normalization)
     made = as_factory(normalization, AttentionNormalization)
     if not callable(made) or isinstance(made, nn.Module):
         raise UserError(f"normalization {made!r}: give a name, a class or what makes one for each layer, no instance")
@@ -126,7 +113,26 @@ def _factory(normalization: Any, arguments: Mapping[str, Any]) -> Callable[[], A
                 f"{maker.__name__}.{name}: no such argument{did_you_mean(name, taken)}; it takes "
                 f"{', '.join(taken) or 'none'}"
             )
-    return functools.partial(made, **arguments) if arguments else made
+    inner = {
+        name: _named(value)
+        for name, value in given.items()
+        if isinstance(value, str) and getattr(taken[name], "annotation", None) == NormalizationFactory
+    }
+    return functools.partial(made, **{**arguments, **inner}) if given else made
+
+
+def _named(text: str) -> Callable[[], AttentionNormalization]:
+    """Make the factory of a name or a call."""
+    try:
+        (called,) = read_calls(text)
+    except ValueError:
+        raise UserError(f"normalization {text!r}: give a name or a call, such as Sinkhorn(n_iters=5)") from None
+    name, known = called["class_path"], registered()
+    if name not in known and "." not in name:
+        raise UserError(
+            f"normalization {name}: no such name{did_you_mean(name, known)}; registered are {', '.join(known)}"
+        )
+    return functools.partial(known[name] if name in known else import_class(name), **called["init_args"])
 
 
 def _dropout(given: float | Literal["keep"]) -> float | None:

@@ -1,5 +1,6 @@
 """Turn attention scores into weights: the contract, the registry, and one file for each normalization."""
 
+from sinkformer_pl.normalizations.blend import Blend
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory, ScoreNormalization
 from sinkformer_pl.normalizations.entmax import Entmax
 from sinkformer_pl.normalizations.entmax15 import Entmax15
@@ -23,6 +24,7 @@ from sinkformer_pl.normalizations.symmetric_sinkhorn import SymmetricSinkhorn
 
 __all__ = [
     "AttentionNormalization",
+    "Blend",
     "Entmax",
     "Entmax15",
     "Guarantees",

@@ -1,7 +1,6 @@
 """The learning rate over a training: a warm-up, then a schedule, of ours or of PyTorch's."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from typing_extensions import override
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe
 from sinkformer_pl.tasks.schedules import Constant, Schedule, ScheduleFactory, WarmupCosine, require_plain
-from sinkformer_pl.training.step_count import steps_in_epochs
+from sinkformer_pl.training.step_count import read_length, steps_of
 
 Interval = Literal["step", "epoch"]
 
@@ -63,7 +62,7 @@ class RatePlan:
         }
         """Arguments of the task, as plain data."""
         self.defaults = defaults
-        self.warmup = _read_warmup(warmup)
+        self.warmup = read_length(warmup, "model.warmup")
         self.by_epoch = interval == "epoch"
         self.on_plateau = self.of_torch and issubclass(cls, ReduceLROnPlateau)
         self.monitor = (monitor or "val/loss") if self.on_plateau else None
@@ -135,13 +134,7 @@ class RatePlan:
         Raises:
             UserError: it is given in epochs, and their length isn't known.
         """
-        number, unit = self.warmup
-        if unit == "steps" or not number:
-            return int(number)
-        steps = steps_in_epochs(trainer, number)
-        if steps is None:
-            raise UserError(f"model.warmup {number:g} epochs: the number of batches isn't known; give it in steps")
-        return steps
+        return steps_of(trainer, self.warmup, "model.warmup")
 
     def _require_direction(self, made: Any) -> None:
         """Refuse a monitor whose name says that it is better the other way."""
@@ -166,12 +159,3 @@ class _Reference(Optimizer):
     @override
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Do nothing."""
-
-
-def _read_warmup(warmup: int | str) -> tuple[float, Literal["steps", "epochs"]]:
-    """Read a number of steps or epochs."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?)?", str(warmup))
-    by_epoch = found is not None and (found[2] or "").startswith("epoch")
-    if found is None or isinstance(warmup, bool) or not (by_epoch or float(found[1]).is_integer()):
-        raise UserError(f"model.warmup {warmup}: give a number of optimizer steps, such as 500, or '2 epochs'")
-    return float(found[1]), "epochs" if by_epoch else "steps"

@@ -1,12 +1,15 @@
 """Count the optimizer steps that a training has before it, and what a batch is of a step."""
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
+from sinkformer_pl.errors import UserError
 from sinkformer_pl.training.lightning_state import batches_done
 
 
@@ -48,6 +51,42 @@ def steps_in_epochs(trainer: pl.Trainer, epochs: float) -> int | None:
     whole = sum(_ceil(batches, _parts(trainer, epoch)) for epoch in range(int(epochs)))
     part = (epochs - int(epochs)) * _ceil(batches, _parts(trainer, int(epochs)))
     return max(whole + round(part), 1)
+
+
+Length = tuple[float, Literal["steps", "epochs"]]
+"""A number of optimizer steps or of epochs."""
+
+
+def read_length(text: int | str, key: str) -> Length:
+    """Read a number of optimizer steps, or a text such as "2 epochs".
+
+    Args:
+        text: what was given.
+        key: of the argument, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?)?", str(text))
+    by_epoch = found is not None and (found[2] or "").startswith("epoch")
+    if found is None or isinstance(text, bool) or not (by_epoch or float(found[1]).is_integer()):
+        raise UserError(f"{key} {text}: give a number of optimizer steps, such as 500, or '2 epochs'")
+    return float(found[1]), "epochs" if by_epoch else "steps"
+
+
+def steps_of(trainer: pl.Trainer, length: Length, key: str) -> int:
+    """Return a length in optimizer steps, once the training data are set up.
+
+    Raises:
+        UserError: it is given in epochs, and their length isn't known.
+    """
+    number, unit = length
+    if unit == "steps" or not number:
+        return int(number)
+    steps = steps_in_epochs(trainer, number)
+    if steps is None:
+        raise UserError(f"{key} {number:g} epochs: the number of batches isn't known; give it in steps")
+    return steps
 
 
 def _parts(trainer: pl.Trainer, epoch: int) -> int:

@@ -98,6 +98,15 @@ def test_a_normalization_is_a_name_a_call_a_class_or_what_makes_one(normalizatio
     assert all(site.core.normalization.n_iters == 5 for site in sites)
 
 
+@pytest.mark.parametrize("normalization", ["Blend(target=Sinkhorn(n_iters=5), share=0.5)", "Blend"])
+def test_a_normalization_of_another_is_a_call_within_a_call(normalization):
+    arguments = {} if "(" in normalization else {"target": "Sinkhorn(n_iters=5)", "share": 0.5}
+    (site, *_) = convert.report(convert(encoder(), normalization, **arguments))
+    assert (site.core.normalization.target.n_iters, site.core.normalization.share) == (5, 0.5)
+    with pytest.raises(UserError, match=r"Sinkhrn.*did you mean Sinkhorn"):
+        convert(encoder(), "Blend(target=Sinkhrn)")
+
+
 def test_a_layer_that_is_converted_again_has_the_new_normalization():
     model = convert(convert(encoder(), "Softmax"), "Sinkhorn", layers=1)
     names = [type(site.core.normalization).__name__ for site in convert.report(model)]
