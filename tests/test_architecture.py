@@ -11,6 +11,7 @@ PACKAGE = Path(sinkformer_pl.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "batch": {"errors"},
+    "locations": {"errors"},
     "tables": set(),
     "factories": {"errors"},
     "parts": {"errors"},
@@ -20,9 +21,9 @@ MAY_IMPORT = {
     "normalizations": {"ops", "errors"},
     "models": {"normalizations", "ops", "errors"},
     "conversion": {"models", "normalizations", "ops", "errors", "factories", "parts", "tables"},
-    "backbones": {"conversion", "models", "normalizations", "ops", "errors"},
+    "backbones": {"conversion", "models", "normalizations", "ops", "errors", "locations"},
     "tasks": {"models", "normalizations", "training", "batch", "class_weights", "errors", "factories", "parts"},
-    "data": {"training", "batch", "class_weights", "errors"},
+    "data": {"training", "batch", "class_weights", "errors", "locations"},
     "callbacks": {"training", "diagnostics", "models", "normalizations", "batch", "errors"},
     "diagnostics": {"models", "normalizations", "ops", "errors"},
     "inference": {
@@ -42,6 +43,7 @@ MAY_IMPORT = {
     "flows": {"ops", "errors", "tables"},
     "comparison": {"training", "errors", "factories", "tables"},
     "cli": {
+        "backbones",
         "batch",
         "benchmark",
         "callbacks",

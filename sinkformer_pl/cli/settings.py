@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import pytorch_lightning as pl
 
 # Classes are found by their names once they are imported.
+import sinkformer_pl.backbones
 import sinkformer_pl.callbacks
 import sinkformer_pl.data
 import sinkformer_pl.models  # noqa: F401

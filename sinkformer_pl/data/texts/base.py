@@ -28,7 +28,9 @@ from sinkformer_pl.data.texts.tokenizer import (
     SMALLEST_VOCABULARY,
     Encoded,
     Text,
+    find_tokenizer,
     head,
+    here,
     load_tokenizer,
     read_tokenizer,
     require_usable,
@@ -182,8 +184,9 @@ class TextData(ClassificationData, ABC):
             classes: class names in the order of their indices.
             max_length: tokens that are kept of a text or a pair, 1 or more; 3 of a pair.
             vocab_size: most token numbers, padding and the 256 bytes among them, 257 to 2**24.
-            tokenizer: file of a tokenizer of one's own, `tokenizer.json` of Hugging Face's `tokenizers`, which is used
-                as it is, with all that it adds to a text; None to learn one from the training split.
+            tokenizer: a tokenizer of one's own, `tokenizer.json` of Hugging Face's `tokenizers`, which is used as it
+                is, with all that it adds to a text: the file or its folder, "package:NAME/FOLDER" of an installed
+                package, or a model on the hub; None to learn one from the training split.
             lowercase: whether case is dropped; without a tokenizer of one's own, which decides itself.
             similar_lengths: whether a training batch holds texts of similar length, so that less is padded.
             **kwargs: what `ClassificationData` takes.
@@ -201,7 +204,7 @@ class TextData(ClassificationData, ABC):
             raise UserError("data.lowercase is true, but data.tokenizer decides on case itself; leave one out")
         self.max_length = max_length
         self.vocab_size = vocab_size
-        self.tokenizer_file = None if tokenizer is None else Path(tokenizer)
+        self.tokenizer_source = None if tokenizer is None else str(tokenizer)
         self.lowercase = lowercase
         self.similar_lengths = similar_lengths
 
@@ -228,9 +231,8 @@ class TextData(ClassificationData, ABC):
         if bool(saved.get("pair")) != self.pair:
             taken, remedy = ("single texts", "leave it out") if self.pair else ("pairs of texts", "give two columns")
             raise UserError(f"data.text_columns: the checkpoint's model takes {taken}; {remedy}")
-        own = self.tokenizer_file
-        # It may have stayed behind, where the checkpoint was moved.
-        if own is not None and own.exists() and read_tokenizer(own).to_str() != tokenizer:
+        own = here(self.tokenizer_source)
+        if own is not None and read_tokenizer(own).to_str() != tokenizer:
             rank_zero_warn(f"data.tokenizer {own} is another than the checkpoint's, which is used")
         for name in ("vocab_size", "lowercase"):
             if name in saved and saved[name] != getattr(self, name):
@@ -245,7 +247,8 @@ class TextData(ClassificationData, ABC):
         return TextPreprocessing(tokenizer, self.vocab_size, self.lowercase, self.max_length, self.pair)
 
     def _new_tokenizer(self, texts: Sequence[Text]) -> Tokenizer:
-        if (path := self.tokenizer_file) is not None:
+        if self.tokenizer_source is not None:
+            path = find_tokenizer(self.tokenizer_source)
             tokenizer = read_tokenizer(path)
             require_usable(tokenizer, path, pair=self.pair, max_length=self.max_length, vocab_size=self.vocab_size)
             return tokenizer

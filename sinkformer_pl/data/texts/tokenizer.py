@@ -9,9 +9,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from sinkformer_pl.data.reading import cause, open_file
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.locations import locate
 
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
+
+TOKENIZER = "tokenizer.json"
 
 PADDING = "[PAD]"
 SEPARATOR = "[SEP]"
@@ -79,6 +82,49 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lowercase: bool, p
             single="$A", pair=f"$A {SEPARATOR} $B", special_tokens=[(SEPARATOR, 1)]
         )
     return tokenizer
+
+
+def find_tokenizer(source: str) -> Path:
+    """Return the file of a tokenizer of one's own, downloaded if it is on the hub, unless HF_HUB_OFFLINE is 1.
+
+    Args:
+        source: a file; a folder with `tokenizer.json`; "package:NAME/FOLDER", of an installed package; or the name of a
+            model on the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(locate(source))
+    if path.is_dir():
+        if (file := path / TOKENIZER).exists():
+            return file
+        raise UserError(
+            f"data.tokenizer {source}: no {TOKENIZER} there; write it by AutoTokenizer.from_pretrained(FOLDER)"
+            ".save_pretrained(FOLDER) of transformers"
+        )
+    if path.exists() or path.suffix or path.is_absolute():
+        return path
+    # It comes with tokenizers.
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, TOKENIZER))
+    except Exception as error:  # Of many libraries.
+        raise UserError(
+            f"data.tokenizer {source}: no such file or folder, and none of this name on the hub ({cause(error)}); give "
+            f"a {TOKENIZER}, or the folder of a model"
+        ) from None
+
+
+def here(source: str | None) -> Path | None:
+    """Return the file of a tokenizer if it is on this machine: it may have stayed where a checkpoint came from."""
+    try:
+        path = None if source is None else Path(locate(source))
+    except UserError:
+        return None
+    if path is not None and path.is_dir():
+        path = path / TOKENIZER
+    return path if path is not None and path.exists() else None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
