@@ -27,7 +27,7 @@ from sinkformer_pl.cli.validate import Spec, as_plain, built
 from sinkformer_pl.cli.warning_filters import filter_warnings
 from sinkformer_pl.data import ClassificationData
 from sinkformer_pl.errors import UserError
-from sinkformer_pl.tasks.initialization import Initialization, init_from
+from sinkformer_pl.tasks.initialization import Initialization, give_preprocessing, init_from
 from sinkformer_pl.tasks.protocol import arguments_from, lowest_is_best, made_with, monitors_of
 from sinkformer_pl.training import lightning_state
 from sinkformer_pl.training.best_checkpoint import BestCheckpoint
@@ -134,6 +134,8 @@ class Run:
             require_match(settings.content, model, settings.checkpoint)
             if settings.command == "fit":
                 require_resumable(settings.content, model, settings.checkpoint)
+        elif given := give_preprocessing(model, data):
+            say(f"taken over from {type(model.backbone).__name__} for the data: {', '.join(given)}")
         initialization = _initialize(settings.run, model, data) if settings.starts_from_weights else None
         record = settings.plain()
         if record["monitor"] is None:

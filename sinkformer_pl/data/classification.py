@@ -198,14 +198,17 @@ class ClassificationData(pl.LightningDataModule, ABC):
             learnt: as `learnt_from` gives it; of data of another modality nothing is taken.
 
         Returns:
-            What was taken: the names of `Preprocessing.from_data`. None where the model's inputs aren't known.
+            What was taken: names of `Preprocessing.from_data`, but for defaults. None where the model's inputs aren't
+            known.
         """
         saved, kind = learnt.get("preprocessing") or {}, self.preprocessing_class
         if kind is None or saved.get("kind", kind.kind) != kind.kind:
             return ()
         preprocessing = self.preprocessing_of(saved) if saved else None
         self._use(preprocessing)
-        return None if preprocessing is None else kind.from_data
+        if preprocessing is None:
+            return None
+        return [name for name in kind.from_data if name in saved and saved[name] != getattr(kind, name, None)]
 
     def _use(self, preprocessing: Preprocessing | None) -> None:
         # Lightning restores once more after `setup`: what samples were made with, and kept, stays.

@@ -14,7 +14,7 @@ class Preprocessing(ABC):
 
     Attributes:
         kind: name of the modality.
-        from_data: the fields that are learnt from training data, rather than given.
+        from_data: the fields that come from training data, or with pretrained weights, rather than from arguments.
     """
 
     kind: ClassVar[str]

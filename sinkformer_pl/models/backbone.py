@@ -33,6 +33,15 @@ class Backbone(nn.Module, ABC):
         """
         return {}
 
+    @property
+    def preprocessing(self) -> Mapping[str, Any] | None:
+        """Preprocessing that pretrained weights were trained with, as plain data; None leaves it to the data.
+
+        Its "kind" is the modality, such as "images"; the rest is what such a `Preprocessing` has in
+        `from_data`. The data of a training take it over, and keep it in checkpoints.
+        """
+        return None
+
     @abstractmethod
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map inputs, in sets (B, N, C) with a bool mask (B, N) of the real tokens, to features (B, out_dim)."""

@@ -22,6 +22,7 @@ from sinkformer_pl.models.backbone import Backbone, BackboneFactory
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.freezing import Frozen
+from sinkformer_pl.tasks.initialization import give_preprocessing
 from sinkformer_pl.tasks.layer_decay import LayerDecay
 from sinkformer_pl.tasks.losses import CrossEntropy, Loss, LossFactory
 from sinkformer_pl.tasks.named_metrics import as_specs, named_metrics
@@ -241,8 +242,11 @@ class Classifier(pl.LightningModule):
     def setup(self, stage: str) -> None:
         # Before a strategy wraps the network, and flattens its parameters maybe.
         self._undecayed = undecayed(self)
+        data = getattr(self.trainer, "datamodule", None)
+        if self.trainer.ckpt_path is None:
+            give_preprocessing(self, data)
         if stage == "fit":
-            self.weigh_classes(getattr(self.trainer, "datamodule", None))
+            self.weigh_classes(data)
 
     def weigh_classes(self, data: Any) -> None:
         """Look up what class weights by name, or "balanced", stand for.

@@ -92,9 +92,11 @@ def init_from(
 
     Raises:
         UserError: a file that can't be read, a name without a match, weights that don't fit or aren't finite, or none
-            that fit at all.
+            that fit at all; a backbone that was made with pretrained weights.
     """
     path = Path(path)
+    if _preprocessing_of(model) is not None:
+        raise UserError(f"init_from {path}: the backbone has pretrained weights already; make it without these")
     weights = _read(path, model)
     resized = _resize_positions(weights, model)
     own = _tensors(model)
@@ -127,6 +129,24 @@ def init_from(
         list(own),
         list(weights.tensors),
     )
+
+
+def give_preprocessing(model: pl.LightningModule, data: Any) -> Sequence[str]:
+    """Have data take over the preprocessing that pretrained weights of a task's backbone were trained with.
+
+    Args:
+        model: a task.
+        data: where it is a `ClassificationData`, set up or not, it takes over what `Backbone.preprocessing` says.
+
+    Returns:
+        What was taken over.
+    """
+    known = _preprocessing_of(model)
+    return (data.take_over({"preprocessing": known}) or ()) if known and hasattr(data, "take_over") else ()
+
+
+def _preprocessing_of(model: pl.LightningModule) -> Mapping[str, Any] | None:
+    return getattr(getattr(model, "backbone", None), "preprocessing", None)
 
 
 def _read(path: Path, model: nn.Module) -> Weights:

@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from sinkformer_pl.data.classification import ClassificationData
 from sinkformer_pl.data.dataset import LabelledDataset, Split
-from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, ImageSize, framed, height_and_width
+from sinkformer_pl.data.images.preprocessing import ImagePreprocessing, ImageSize, height_and_width
+from sinkformer_pl.data.preprocessing import Preprocessing
 from sinkformer_pl.data.sampling import Draw
 from sinkformer_pl.data.source import Source
 from sinkformer_pl.errors import UserError
@@ -27,6 +28,8 @@ SHAPES = 3 / 4, 4 / 3
 """Least and largest width of a random part of an image, relative to its height, as a share of that of the inputs."""
 
 _AT_ONCE = 1000
+
+Transform = Callable[[Tensor], Tensor]
 
 
 class Images(NamedTuple):
@@ -53,7 +56,7 @@ class ImageDataset(LabelledDataset):
         images: Images,
         chosen: Tensor,
         preprocessing: ImagePreprocessing,
-        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        augmentation: Callable[[ImagePreprocessing], Sequence[Transform]] | None = None,
     ) -> None:
         """Choose images without copying them.
 
@@ -61,15 +64,21 @@ class ImageDataset(LabelledDataset):
             images: the images, of which `chosen` may be a part.
             chosen: (n,) int64, indices of this split's images.
             preprocessing: of evaluation.
-            transforms: what is done in the place of its resizing to an image, (channels, H, W) uint8 or float32 in
-                [0, 1]. Their randomness is torch's global generator, which is seeded for each image and left as it
-                was.
+            augmentation: from the preprocessing to what is done in the place of its resizing to an image, (channels,
+                H, W) uint8 or float32 in [0, 1]. The randomness of these is torch's global generator, which is seeded
+                for each image and left as it was.
         """
         self.chosen: list[int] = chosen.tolist()
         super().__init__(images.targets[chosen], [images.names[index] for index in self.chosen])
         self.images = images.images
+        self.augmentation = augmentation
+        self.use(preprocessing)
+
+    @override
+    def use(self, preprocessing: Preprocessing) -> None:
+        assert isinstance(preprocessing, ImagePreprocessing)
         self.preprocessing = preprocessing
-        self.transform = v2.Compose(transforms) if transforms else None
+        self.transform = None if self.augmentation is None else v2.Compose(self.augmentation(preprocessing))
 
     @override
     def content(self) -> Iterator[bytes]:
@@ -193,8 +202,9 @@ class ImageData(ClassificationData, ABC):
         train = self._kept(train, train_images.targets)
         if self.preprocessing is None:
             self.preprocessing = self._learnt(train_images, train)
+        augmentation = partial(augmented, crop_area=self.crop_area, crop_padding=self.crop_padding, flip=self.flip)
         return {
-            "train": ImageDataset(train_images, train, self.preprocessing, self._augmentation()),
+            "train": ImageDataset(train_images, train, self.preprocessing, augmentation),
             "val": ImageDataset(val_images, val, self.preprocessing),
             "test": ImageDataset(test_images, _all(test_images), self.preprocessing),
         }
@@ -213,7 +223,8 @@ class ImageData(ClassificationData, ABC):
             return None
         if len(saved["mean"]) != self.channels:
             raise UserError(f"data.channels is {self.channels}: the checkpoint's images have {len(saved['mean'])}")
-        return ImagePreprocessing(self.image_size, self.channels, saved["mean"], saved["std"])
+        kept = {name: saved[name] for name in ImagePreprocessing.from_data if name in saved}
+        return ImagePreprocessing(self.image_size, self.channels, **kept)
 
     def _kept(self, train: Tensor, targets: Tensor) -> Tensor:
         if self.train_size is None:
@@ -230,18 +241,6 @@ class ImageData(ClassificationData, ABC):
         # Of every class the same share lies below any threshold, and its first one lies at 0.
         return train[np.sort(np.argsort(place, kind="stable")[: self.train_size])]
 
-    def _augmentation(self) -> list[Callable[[Tensor], Tensor]]:
-        height, width = height_and_width(self.image_size)
-        transforms: list[Callable[[Tensor], Tensor]] = [partial(framed, size=self.image_size)]
-        if self.crop_area < 1:
-            narrowest, widest = (shape * (width / height) for shape in SHAPES)
-            transforms = [v2.RandomResizedCrop((height, width), scale=(self.crop_area, 1.0), ratio=(narrowest, widest))]
-        if self.crop_padding:
-            transforms.append(v2.RandomCrop((height, width), padding=self.crop_padding))
-        if self.flip:
-            transforms.append(v2.RandomHorizontalFlip())
-        return transforms
-
     def _learnt(self, images: Images, train: Tensor) -> ImagePreprocessing:
         unscaled = ImagePreprocessing(self.image_size, self.channels, [0.0] * self.channels, [1.0] * self.channels)
         dataset = ImageDataset(images, train, unscaled)
@@ -256,6 +255,27 @@ class ImageData(ClassificationData, ABC):
         # One colour only: there is nothing to scale.
         std = torch.where(std > 1e-6, std, 1.0)
         return replace(unscaled, mean=mean.float().tolist(), std=std.float().tolist())
+
+
+def augmented(preprocessing: ImagePreprocessing, *, crop_area: float, crop_padding: int, flip: bool) -> list[Transform]:
+    """Return what is done to a training image before its values are normalised; arguments as of `ImageData`."""
+    height, width = height_and_width(preprocessing.image_size)
+    transforms: list[Transform] = [preprocessing.framed]
+    if crop_area < 1:
+        narrowest, widest = (shape * (width / height) for shape in SHAPES)
+        transforms = [
+            v2.RandomResizedCrop(
+                (height, width),
+                scale=(crop_area, 1.0),
+                ratio=(narrowest, widest),
+                interpolation=v2.InterpolationMode(preprocessing.interpolation),
+            )
+        ]
+    if crop_padding:
+        transforms.append(v2.RandomCrop((height, width), padding=crop_padding))
+    if flip:
+        transforms.append(v2.RandomHorizontalFlip())
+    return transforms
 
 
 def _is_size(size: ImageSize) -> bool:
