@@ -20,6 +20,8 @@ OPTIONAL = {
     "pyarrow",
     "onnxruntime",
     "safetensors",
+    "timm",
+    "transformers",
     "plotly",
     "geomloss",
     "ot",
