@@ -22,11 +22,12 @@ OPTIONAL = {
     "safetensors",
     "timm",
     "transformers",
+    "huggingface_hub",
     "plotly",
     "geomloss",
     "ot",
     "triton",
-}  # extras, peers, what PyTorch brings
+}  # extras, peers, what PyTorch and tokenizers bring
 
 
 def modules_after(code: str) -> set[str]:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from sinkformer_pl.conversion import convert
 from sinkformer_pl.conversion.layers import Layers
 from sinkformer_pl.errors import UserError
+from sinkformer_pl.locations import locate
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.tokens import Tokens, describe_patches
 from sinkformer_pl.normalizations.contract import NormalizationFactory
@@ -48,7 +49,8 @@ class TimmBackbone(Backbone):
             "hf-hub:OWNER/NAME" the architecture is downloaded, too.
         pretrained: True for the weights of that name, in the cache of Hugging Face's hub or downloaded, unless
             HF_HUB_OFFLINE is 1; a .safetensors file or a state_dict that `torch.save` wrote, of which tensors alone are
-            read; or a folder with such a file and the `config.json` of timm.
+            read; or a folder with such a file and the `config.json` of timm; "package:NAME/FOLDER" for one of an
+            installed package.
         layers: the attention that is converted (`conversion.layers.Layers`); the rest keeps softmax. None is all that
             can be, and a warning names the others.
         image_size: side of the images in pixels, or (height, width); None is the model's own. Positions of pretrained
@@ -76,6 +78,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         timm = _library()
+        pretrained = pretrained if isinstance(pretrained, bool) else locate(pretrained)
         _require_known(timm, name)
         folder = _configuration(pretrained)
         saved = folder.get("model_args", {})
