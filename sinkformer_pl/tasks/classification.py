@@ -1,7 +1,7 @@
 """Classification of whatever a backbone turns into features."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -173,6 +173,8 @@ class Classifier(pl.LightningModule):
         if class_weights is not None and not isinstance(class_weights, str | Mapping):
             self.weigh_classes(None)
         self.confusion: dict[str, Tensor] = {}
+        # Callbacks add to it: of the loss in training, the batch and its logits each returns the loss.
+        self.adjust_loss: list[Callable[[Tensor, Batch, Tensor], Tensor]] = []
         self._undecayed = undecayed(self)
         require_members(self, groups, no_weight_decay or (), defaults)
         self._layers = None if layer_decay is None else LayerDecay.of(self, layer_decay)
@@ -268,6 +270,8 @@ class Classifier(pl.LightningModule):
         loss = self.loss.mean(
             logits, batch.target, class_weights=self.class_weights, label_smoothing=self.label_smoothing
         )
+        for adjust in self.adjust_loss:
+            loss = adjust(loss, batch, logits)
         self.train_metrics.count(loss.detach(), logits.detach(), batch)
         return loss * (share_of_step(self.trainer, len(batch.target), batch_idx) if is_attached(self) else 1.0)
 
