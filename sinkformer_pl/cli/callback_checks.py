@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import (
 )
 
 from sinkformer_pl.errors import UserError, did_you_mean
-from sinkformer_pl.tasks.protocol import monitors_of
+from sinkformer_pl.tasks.protocol import lowest_is_best, monitors_of
 from sinkformer_pl.training import lightning_state
 
 
@@ -61,6 +61,8 @@ def require_sensible_callbacks(callbacks: Iterable[pl.Callback], model: pl.Light
         other = foreign or monitor in ("step", "epoch") or str(monitor).startswith("lr-")
         if isinstance(monitor, str) and not other and getattr(callback, "strict", True):
             require_metric(f"trainer.callbacks {name}.monitor", monitor, model)
+        if isinstance(callback, EarlyStopping):
+            _require_direction(callback, model)
 
 
 def require_metric(key: str, monitor: str, model: pl.LightningModule) -> None:
@@ -73,6 +75,16 @@ def require_metric(key: str, monitor: str, model: pl.LightningModule) -> None:
     if known and monitor not in known:
         raise UserError(
             f"{key} {monitor}: no such metric{did_you_mean(monitor, known)}; give one of {', '.join(known)}"
+        )
+
+
+def _require_direction(callback: EarlyStopping, model: pl.LightningModule) -> None:
+    """Refuse to wait for a metric to get worse."""
+    monitor, mode = callback.monitor, "min" if lowest_is_best(model, callback.monitor) else "max"
+    if monitor in monitors_of(model) and monitor not in getattr(model, "undirected", ()) and callback.mode != mode:
+        raise UserError(
+            f"trainer.callbacks EarlyStopping.mode {callback.mode}: {monitor} is best when "
+            f"{'lowest' if mode == 'min' else 'highest'}; set its mode to {mode}"
         )
 
 

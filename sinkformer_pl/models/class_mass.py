@@ -64,8 +64,10 @@ class ClassMass(nn.Module):
         first = (torch.arange(k.shape[-2], device=k.device) == 0).to(dtype)
         others = (keys.sum(-1, keepdim=True) - 1).clamp(min=1)
         if self.mass == "free":
-            indicator = first.to(q.dtype)[:, None].expand(*k.shape[:-1], 1)
-            received = at_least_float32(self.softmax.attend(q, k, indicator, mask, scale=scale, bias=bias)).sum(-2)
+            # As wide as the keys, which fused attention asks for.
+            indicator = first.to(q.dtype)[:, None].expand(k.shape)
+            shares = self.softmax.attend(q, k, indicator, mask, scale=scale, bias=bias)[..., :1]
+            received = at_least_float32(shares).sum(-2)
             received = torch.minimum(received, queries * (1 - ROOM))
             columns = received * first + (queries - received) / others * (1 - first)
         else:

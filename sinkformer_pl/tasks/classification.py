@@ -95,6 +95,9 @@ class Classifier(pl.LightningModule):
     minimized: Sequence[str] = ()
     """Metrics that are best when lowest, beside losses."""
 
+    undirected: Sequence[str] = ()
+    """Metrics of which neither the lowest nor the highest is best."""
+
     from_data: ClassVar[Mapping[str, str]] = {"num_classes": "num_classes", "multi_label": "multi_label"}
     """Arguments that follow from the data."""
 
@@ -189,7 +192,8 @@ class Classifier(pl.LightningModule):
         if multi_label:
             own = ("val/f1_macro", "val/exact_match", *(name for name in own if name != "val/accuracy_macro"))
         self.monitors = (*own, *(f"val/{metric.name}" for metric in named))
-        self.minimized = tuple(f"val/{metric.name}" for metric in named if metric.lowest_is_best)
+        self.minimized = tuple(f"val/{metric.name}" for metric in named if metric.higher_is_better is False)
+        self.undirected = tuple(f"val/{metric.name}" for metric in named if metric.higher_is_better is None)
 
     @override
     def train(self, mode: bool = True) -> "Classifier":

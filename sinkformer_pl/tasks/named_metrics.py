@@ -38,7 +38,7 @@ class NamedMetric:
 
     Attributes:
         name: what it is logged as, behind the stage.
-        lowest_is_best: whether lower is better.
+        higher_is_better: whether it is, as its class says; None if neither is.
     """
 
     def __init__(self, name: str, spec: Mapping[str, Any], num_classes: int, *, multi_label: bool) -> None:
@@ -75,7 +75,7 @@ class NamedMetric:
         self._average = average if issubclass(self._cls, CURVES) and average in ("macro", "weighted") else None
         if self._average:
             self._arguments["average"] = "none"
-        self.lowest_is_best = self._cls.higher_is_better is False
+        self.higher_is_better = self._cls.higher_is_better
         self._try()
 
     def __call__(self, probabilities: Tensor, target: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ class Task(Protocol):
         monitors: metrics that are logged each epoch, such as "val/loss"; the first one chooses the best checkpoint.
             Without, `monitor` may be any name, and the newest checkpoint is the best by default.
         minimized: those of them that are best when lowest, beside those with "loss" in their names.
+        undirected: those of them that have no best.
         from_data: arguments that follow from the data, each with the data module's attribute: {"num_classes":
             "num_classes"}. One that has a default may be absent from the data.
     """
 
     monitors: ClassVar[Sequence[str]]
     minimized: ClassVar[Sequence[str]]
+    undirected: ClassVar[Sequence[str]]
     from_data: ClassVar[Mapping[str, str]]
 
 

@@ -133,6 +133,15 @@ TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
             [*OWN, "ModelCheckpoint", "--trainer.callbacks.monitor", "train/loss", f"{EPOCH_END.format('save')}=false"],
             ["ModelCheckpoint.monitor train/loss", "set its save_on_train_epoch_end to true"],
         ),
+        ([*STOPPER, "val/accuracy"], ["EarlyStopping.mode min: val/accuracy is best when highest", "mode to max"]),
+        (
+            [*STOPPER, "val/F1Score", "--model.metrics", "[F1Score]"],
+            ["EarlyStopping.mode min: val/F1Score is best when highest", "mode to max"],
+        ),
+        (
+            [*STOPPER, "val/loss", "--trainer.callbacks.mode", "max"],
+            ["EarlyStopping.mode max: val/loss is best when lowest", "mode to min"],
+        ),
         (
             [*STOPPER, "val/loss", "--trainer.limit_val_batches", "0"],
             ["EarlyStopping.monitor val/loss: nothing is validated", "train/loss"],

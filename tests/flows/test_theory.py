@@ -57,6 +57,28 @@ def test_a_mean_over_queries_doesnt_see_a_converged_plan():
     torch.testing.assert_close(output.mean(2), v.mean(2), rtol=0, atol=1e-14)
 
 
+def test_a_maximum_over_queries_stays_between_mean_and_maximum_of_the_values():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (2 * torch.randn(40, 1, 9, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    q = q[:, :, :1] + 0.2 * q  # Queries that attend nearly alike.
+    sorted_values, mean = v.sort(2, descending=True).values.cumsum(2), v.mean(2)
+    spreads, below = {}, {}
+    for n_iters in (1, 2001):
+        output = sinkhorn_attention(q, k, v, n_iters=n_iters)
+        sums = output.sort(2, descending=True).values.cumsum(2)
+        spreads[n_iters] = float((sums - sorted_values).max())
+        below[n_iters] = float((mean - output.amax(2)).max())
+    # Majorized: the sum of the m largest is at most that of the values.
+    assert spreads[2001] < 1e-3 < 1 < spreads[1]
+    assert below[2001] < 1e-3 < 1 < below[1]
+
+
+def test_of_plans_whose_queries_attend_alike_only_the_uniform_one_is_doubly_stochastic():
+    scores = torch.randn(1, 1, 1, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(1, 1, 7, 7)
+    assert scores.softmax(-1).std() > 0.05
+    torch.testing.assert_close(sinkhorn(scores, 3), torch.full_like(scores, 1 / 7))
+
+
 def test_figures_of_the_table():
     """Those of the page, with the settings of configs/flow.yaml."""
     flows = {flow.kernel: flow for flow in follow_attention(FlowSettings(time=0.1, steps=1), seed=1)}

@@ -115,7 +115,7 @@ def test_a_metric_of_classes_none_of_which_is_there_has_no_figure():
 
 def test_what_is_best_when_lowest_is_known():
     names = "F1Score, CalibrationError, HammingDistance, AUROC"
-    assert [metric.lowest_is_best for metric in named_metrics(as_specs(names), 3, multi_label=False)] == [
+    assert [metric.higher_is_better is False for metric in named_metrics(as_specs(names), 3, multi_label=False)] == [
         False, True, True, False,
     ]  # fmt: skip
 
