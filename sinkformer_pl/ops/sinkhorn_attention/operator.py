@@ -68,8 +68,13 @@ class OperatorInputs(NamedTuple):
 
 def attend(x: OperatorInputs) -> tuple[Tensor, list[Tensor]]:
     """Call the operator: the output (B, H, Q, Dv), and the state that `info` wants."""
-    output, *state = torch.ops.sinkformer_pl.sinkhorn_attention(*x)
+    output, *state = _Differentiable.apply(*x) if _plain(x.q) else torch.ops.sinkformer_pl.sinkhorn_attention(*x)
     return output, state
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Tell a tensor with values, for which the dispatcher is left out: it takes as long as a small kernel."""
+    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def info(x: OperatorInputs, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -196,8 +201,11 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.sinkformer_pl.sinkhorn_attention(*inputs)
+        if _plain(inputs[0]):
+            output = _forward(*inputs)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = torch.ops.sinkformer_pl.sinkhorn_attention(*inputs)
         ctx.save_for_backward(*inputs[:8], *output)
         ctx.numbers = inputs[8:]
         ctx.mark_non_differentiable(*output[1:])
@@ -211,9 +219,9 @@ class _Differentiable(torch.autograd.Function):
         saved = ctx.saved_tensors
         others = OperatorInputs._fields[3:8]
         wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
-        found = torch.ops.sinkformer_pl.sinkhorn_attention_backward(
-            *saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted)
-        )
+        direct = _plain(grad) and not torch.is_grad_enabled()  # as it is for a second derivative
+        call = _backward if direct else torch.ops.sinkformer_pl.sinkhorn_attention_backward
+        found = call(*saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted))
         by_name = dict(zip(wanted, found[3:], strict=True))
         return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
 
