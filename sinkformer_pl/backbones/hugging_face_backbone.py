@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from sinkformer_pl.backbones.hugging_face_preprocessing import preprocessing_of
 from sinkformer_pl.conversion import convert
 from sinkformer_pl.conversion.layers import Layers
 from sinkformer_pl.errors import UserError
@@ -34,8 +36,8 @@ class HuggingFaceBackbone(Backbone):
     converted as by `sinkformer_pl.convert`. A checkpoint keeps the configuration in the place of the name, and the
     weights are in it, so that it needs no other file.
 
-    Give texts the model's own tokenizer (`data.tokenizer`), images its own size, mean and standard deviation
-    (`data.image_processor`). The numbers of the tokens at padding are of no account.
+    Data take over the model's own tokenizer, or mean and standard deviation of its images and the way of resizing. The
+    numbers of the tokens at padding are of no account.
 
     Args:
         normalization: makes the normalization of each attention layer.
@@ -68,6 +70,7 @@ class HuggingFaceBackbone(Backbone):
         if pooling not in get_args(Reading):
             raise UserError(f"HuggingFaceBackbone.pooling {pooling!r}: give one of {', '.join(get_args(Reading))}")
         network = _new(config) if name is None else _pretrained(str(name))
+        self._preprocessing = None if name is None else preprocessing_of(str(name), network)
         self._config = _plain(network.config)
         if network.config.is_encoder_decoder:
             network = network.get_encoder()
@@ -84,14 +87,20 @@ class HuggingFaceBackbone(Backbone):
         self.network = convert(network, normalization, layers=layers, attention_dropout=attention_dropout)
 
     @property
+    @override
     def saved_arguments(self) -> Mapping[str, Any]:
-        """Return the configuration in the place of the name."""
         return {"name": None, "config": deepcopy(self._config)}
+
+    @property
+    @override
+    def preprocessing(self) -> Mapping[str, Any] | None:
+        return self._preprocessing
 
     def no_weight_decay(self) -> set[str]:
         """Return positions and class tokens, which don't decay by default."""
         return {name for name, _ in self.named_parameters() if "position_embedding" in name or "cls_token" in name}
 
+    @override
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map images (B, C, height, width), or token numbers (B, N) with a mask of the real ones, to (B, out_dim).
 
@@ -149,8 +158,8 @@ class HuggingFaceBackbone(Backbone):
                 f"{size - 1}: give data.tokenizer, its own"
             )
 
+    @override
     def describe_tokens(self, inputs: Tensor, mask: Tensor | None = None) -> list[Tokens]:
-        """Describe the patches of images behind other tokens, or the tokens of texts."""
         patch = getattr(self.network.config, "patch_size", None)
         if not self.images or not isinstance(patch, int):
             return describe_tokens(inputs, mask)

@@ -92,12 +92,15 @@ def init_from(
 
     Raises:
         UserError: a file that can't be read, a name without a match, weights that don't fit or aren't finite, or none
-            that fit at all; a backbone that was made with pretrained weights.
+            that fit at all; a backbone with pretrained weights, unless the file's are of a training from them.
     """
     path = Path(path)
-    if _preprocessing_of(model) is not None:
-        raise UserError(f"init_from {path}: the backbone has pretrained weights already; make it without these")
     weights = _read(path, model)
+    if not _made_of(weights.learnt.get("preprocessing") or {}, _preprocessing_of(model) or {}):
+        raise UserError(
+            f"init_from {path}: the backbone has pretrained weights already, whose inputs are made in another way; "
+            "make it without these"
+        )
     resized = _resize_positions(weights, model)
     own = _tensors(model)
     wanted = select(own, only, "init_only") if as_list(only) else list(own)
@@ -143,6 +146,11 @@ def give_preprocessing(model: pl.LightningModule, data: Any) -> Sequence[str]:
     """
     known = _preprocessing_of(model)
     return (data.take_over({"preprocessing": known}) or ()) if known and hasattr(data, "take_over") else ()
+
+
+def _made_of(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Tell whether a preprocessing is the one that a pretrained network asks for; None is of no account."""
+    return all(value is None or there.get(name) == value for name, value in here.items())
 
 
 def _preprocessing_of(model: pl.LightningModule) -> Mapping[str, Any] | None:

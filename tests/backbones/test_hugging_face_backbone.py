@@ -1,6 +1,7 @@
 """Models of Hugging Face's transformers as backbones."""
 
 import csv
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -8,17 +9,23 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import sinkformer_pl
 from sinkformer_pl import Classifier
 from sinkformer_pl.backbones import HuggingFaceBackbone
+from sinkformer_pl.cli import main
 from sinkformer_pl.conversion import report
 from sinkformer_pl.data import TextTable
+from sinkformer_pl.data.images.preprocessing import ImagePreprocessing
 from sinkformer_pl.inference.export import Example, export
 from sinkformer_pl.locations import locate
 from sinkformer_pl.normalizations import SemiUnbalancedSinkhorn, Sinkhorn, Softmax
 from tests.optional import transformers as hf
+
+# Folders without a tokenizer or the like.
+pytestmark = pytest.mark.filterwarnings("ignore:model.backbone.name")
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TEXT = {**SMALL, "vocab_size": 20, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -38,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
     )
     tokenizer.enable_truncation(4)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -52,7 +59,7 @@ def image_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def reviews(root: Path, tokenizer: Path) -> TextTable:
+def reviews(root: Path, **kwargs) -> TextTable:
     for part, count in (("train", 24), ("test", 6)):
         rows = [
             (f"a {'very ' * (n % 4)}{'good' if n % 2 else 'bad'} film {n}", ("bad", "good")[n % 2])
@@ -60,7 +67,7 @@ def reviews(root: Path, tokenizer: Path) -> TextTable:
         ]
         with (root / f"{part}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
-    return TextTable(root, tokenizer=tokenizer, vocab_size=20, max_length=10, batch_size=8, num_workers=0)
+    return TextTable(root, max_length=10, batch_size=8, num_workers=0, **kwargs)
 
 
 def trainer(**kwargs) -> pl.Trainer:
@@ -72,7 +79,7 @@ def test_a_checkpoint_needs_no_other_file(folder, tmp_path):
     shutil.copytree(folder, gone := tmp_path / "model")
     backbone = partial(HuggingFaceBackbone, name=str(gone), attention_dropout=0)
     learned = partial(SemiUnbalancedSinkhorn, learned=True)
-    model, data = Classifier(backbone, learned, num_classes=2, layer_decay=0.5), reviews(tmp_path, gone)
+    model, data = Classifier(backbone, learned, num_classes=2, layer_decay=0.5), reviews(tmp_path)
     (rho,) = model.backbone.network.encoder.layer[0].attention.self.core.normalization.parameters()
     before = rho.clone()
     (engine := trainer(max_epochs=1)).fit(model, data)
@@ -86,13 +93,14 @@ def test_a_checkpoint_needs_no_other_file(folder, tmp_path):
         wanted = model.eval()(torch.tensor([tokens])).softmax(-1)
     found = loaded.predict(texts)
     assert found[0].label == data.classes[wanted.argmax()]
+    assert loaded.preprocessing("a film").tolist() == [0, 6, 5, 2]
     torch.testing.assert_close(loaded.features(texts)[:1], model.backbone(torch.tensor([tokens])).detach())
     example = Example(torch.tensor([tokens, tokens]), torch.ones(2, len(tokens), dtype=torch.bool))
     assert export(loaded, tmp_path / "model.safetensors", [example]) == 0
     assert sinkformer_pl.load(tmp_path / "model.safetensors").predict(texts)[0] == found[0]
     # A training resumes, too.
     content = torch.load(tmp_path / "model.ckpt", weights_only=True)
-    again, data = Classifier(**content["hyper_parameters"]), reviews(tmp_path, gone)
+    again, data = Classifier(**content["hyper_parameters"]), reviews(tmp_path)
     data.restore(content)
     (engine := trainer(max_epochs=2)).fit(again, data, ckpt_path=tmp_path / "model.ckpt", weights_only=True)
     assert engine.global_step == 6
@@ -225,8 +233,71 @@ def test_files_of_an_installed_package():
 
 
 def test_the_tokenizer_of_a_folder(folder, tmp_path):
-    data = reviews(tmp_path, folder)
+    data = reviews(tmp_path, tokenizer=folder, vocab_size=20)
     data.setup()
     assert data.tokenizer.encode("a film").tokens == ["[CLS]", "a", "film", "[SEP]"]
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
-        reviews(tmp_path, tmp_path).setup()
+        reviews(tmp_path, tokenizer=tmp_path).setup()
+
+
+def test_the_command_line_takes_the_tokenizer_of_the_model(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reviews(tmp_path)
+    model = ["--model.backbone", "HuggingFaceBackbone", "--model.backbone.name", str(folder)]
+    model += ["--model.backbone.attention_dropout", "0", "--model.normalization", "Sinkhorn"]
+    data = ["--data", "TextTable", "--data.root", str(tmp_path), "--data.max_length", "10", "--data.num_workers", "0"]
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+    main(["fit", *model, *data, *quiet, "--trainer.max_epochs", "1", "--name", "first"])
+    assert "taken over from HuggingFaceBackbone for the data: tokenizer" in capsys.readouterr().out
+    checkpoint = str(next(tmp_path.rglob("best.ckpt")))
+    assert sinkformer_pl.load(checkpoint, device="cpu").preprocessing("a film").tolist() == [0, 6, 5, 2]
+    # From a training of it another one starts, under another normalization.
+    main(["fit", *model, *data, *quiet, "--trainer.fast_dev_run", "1", "--init_from", checkpoint])
+    assert "initialised from" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="lowercase is True, but the network's tokenizer"):
+        main(["fit", *model, *data, *quiet, "--trainer.fast_dev_run", "1", "--data.lowercase", "true"])
+
+
+def test_pairs_of_texts_take_the_tokenizer_too(folder, tmp_path):
+    backbone = HuggingFaceBackbone(Softmax, name=folder)
+    with (tmp_path / "train.csv").open("w") as file:
+        file.write("one,two,label\n" + "".join(f"a film {n},very good {n},{'xy'[n % 2]}\n" for n in range(12)))
+    shutil.copy(tmp_path / "train.csv", tmp_path / "test.csv")
+    data = TextTable(tmp_path, text_columns=["one", "two"], max_length=10)
+    assert data.take_over({"preprocessing": backbone.preprocessing}) == ["tokenizer"]
+    data.setup()
+    assert data.tokenizer.to_str() == backbone.preprocessing["tokenizer"]
+    short = TextTable(tmp_path, text_columns=["one", "two"], max_length=3)
+    with pytest.raises(ValueError, match="max_length is 3"):
+        short.take_over({"preprocessing": backbone.preprocessing})
+
+
+@pytest.mark.parametrize(
+    ("processor", "wanted"),
+    [
+        ({"size": {"height": 16, "width": 16}, "resample": 3}, ("bicubic", 1.0, "squash")),
+        (
+            {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True},
+            ("bilinear", 0.8, "center"),
+        ),
+        ({"size": 16, "resample": 0}, ("nearest", 1.0, "squash")),
+    ],
+)
+def test_images_are_resized_as_those_of_the_model(image_folder, tmp_path, processor, wanted):
+    shutil.copytree(image_folder, tmp_path, dirs_exist_ok=True)
+    constants = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "do_normalize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, **constants}))
+    known = HuggingFaceBackbone(Softmax, name=tmp_path).preprocessing
+    assert (known["interpolation"], known["crop_pct"], known["crop_mode"]) == wanted
+    assert (known["mean"], known["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+
+
+def test_an_image_as_the_processor_of_the_model_makes_it(image_folder, tmp_path):
+    processor = hf.ViTImageProcessor(size={"height": 16, "width": 16}, resample=3)
+    shutil.copytree(image_folder, tmp_path, dirs_exist_ok=True)
+    processor.save_pretrained(tmp_path)
+    known = dict(HuggingFaceBackbone(Softmax, name=tmp_path).preprocessing)
+    assert known.pop("kind") == "images"
+    picture = Image.fromarray(torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8).numpy())
+    ours = ImagePreprocessing(image_size=16, channels=3, **known)(picture)
+    torch.testing.assert_close(ours, processor(picture, return_tensors="pt")["pixel_values"][0], atol=0.02, rtol=0)

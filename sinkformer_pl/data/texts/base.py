@@ -221,6 +221,8 @@ class TextData(ClassificationData, ABC):
     def preprocessing_of(self, saved: Mapping[str, Any]) -> TextPreprocessing:
         """Take the tokenizer, and say which arguments are another's.
 
+        That of a pretrained network, whose `pair` is None, is for texts and pairs alike.
+
         Raises:
             UserError: there is none, or one that can't be read; or it is of pairs of texts where these aren't, or not
                 where they are.
@@ -228,16 +230,21 @@ class TextData(ClassificationData, ABC):
         if not isinstance(tokenizer := saved.get("tokenizer"), str):
             raise UserError("the checkpoint has no tokenizer: give one of a model that was trained on texts")
         load_tokenizer(tokenizer)
-        if bool(saved.get("pair")) != self.pair:
+        owner = "network" if (pretrained := saved.get("pair", False) is None) else "checkpoint"
+        if pretrained:
+            made = load_tokenizer(tokenizer)
+            at_most, most = self.max_length, LARGEST_VOCABULARY
+            require_usable(made, "of the network", pair=self.pair, max_length=at_most, vocab_size=most)
+        elif bool(saved.get("pair")) != self.pair:
             taken, remedy = ("single texts", "leave it out") if self.pair else ("pairs of texts", "give two columns")
             raise UserError(f"data.text_columns: the checkpoint's model takes {taken}; {remedy}")
         own = here(self.tokenizer_source)
         if own is not None and read_tokenizer(own).to_str() != tokenizer:
-            rank_zero_warn(f"data.tokenizer {own} is another than the checkpoint's, which is used")
+            rank_zero_warn(f"data.tokenizer {own} is another than the {owner}'s, which is used")
         for name in ("vocab_size", "lowercase"):
             if name in saved and saved[name] != getattr(self, name):
                 rank_zero_warn(
-                    f"data.{name} is {getattr(self, name)}, but the checkpoint's tokenizer, made with {saved[name]}, "
+                    f"data.{name} is {getattr(self, name)}, but the {owner}'s tokenizer, made with {saved[name]}, "
                     "is used"
                 )
                 setattr(self, name, saved[name])

@@ -152,12 +152,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def require_usable(tokenizer: Tokenizer, path: Path, *, pair: bool, max_length: int, vocab_size: int) -> None:
+def require_usable(tokenizer: Tokenizer, path: Path | str, *, pair: bool, max_length: int, vocab_size: int) -> None:
     """Refuse a tokenizer of one's own that doesn't fit what is asked of it.
 
     Args:
         tokenizer: as `read_tokenizer` gives it.
-        path: of its file, for messages.
+        path: of its file, or words for it, for messages.
         pair: whether it is to put pairs of texts together.
         max_length: tokens that are kept of a text, or of a pair.
         vocab_size: most token numbers.
