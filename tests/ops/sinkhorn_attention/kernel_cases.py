@@ -138,8 +138,8 @@ def run(draws, arguments, upstream, n_iters, backend, dtype, device):
     inputs = [tensor.detach().to(device, dtype).requires_grad_() for tensor in draws]
     others = {name: moved(value) for name, value in arguments.items()}
     output, info = sinkhorn_attention(*inputs, n_iters=n_iters, backend=backend, return_info=True, **others)
-    if backend == "triton":
-        query = inputs[0]
+    query = inputs[0]
+    if backend == "triton" and min(query.shape[1:3]) > 1:
         assert (output.stride(1) < output.stride(2)) == (query.stride(1) < query.stride(2)), (
             "the output is laid out anew"
         )
