@@ -18,8 +18,9 @@ SMALLEST = 16
 class Compile(pl.Callback):
     """Compile the blocks of the network in place when training starts; its weights keep their names.
 
-    Blocks are the members with attention of the network's `nn.ModuleList`s: those of one kind share their graphs, so
-    that a deep network takes no longer to compile than a shallow one. A network without such blocks is compiled whole.
+    Blocks are the members with attention of the network's `nn.ModuleList`s and `nn.Sequential`s: those of one kind
+    share their graphs, so that a deep network takes no longer to compile than a shallow one. A network without such
+    blocks is compiled whole.
 
     Batches of samples of unequal sizes are padded further, to the next of 16, 24, 32, 48, 64, 96, ... tokens, by half
     at most. Their mask makes the results the same to rounding, dropout's draws aside. Evaluation, which would need
@@ -83,10 +84,13 @@ class Compile(pl.Callback):
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Find the members with attention of the network's lists of modules, outermost first; itself if there is none."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    """Find the members with attention of the network's lists of modules, the outermost; itself if there is none."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     members = [
-        member for found in lists for member in found if any(isinstance(m, AttentionCore) for m in member.modules())
+        member
+        for found in lists
+        for member in found.children()
+        if any(isinstance(m, AttentionCore) for m in member.modules())
     ]
     inner = {id(module) for member in members for module in member.modules() if module is not member}
     return [member for member in members if id(member) not in inner] or [network]

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from sinkformer_pl.backbones import TimmBackbone
 from sinkformer_pl.callbacks import Compile
 from sinkformer_pl.callbacks.compile import blocks, next_size
 from sinkformer_pl.data import ProceduralShapes
@@ -99,6 +100,8 @@ def test_what_is_a_block():
     for network in (SetTransformer, VisionTransformer, TextTransformer, PointCloudTransformer):
         made = network(Softmax)
         assert {id(b) for b in blocks(made)} == {id(b) for b in getattr(made, "blocks", None) or made.encoder.blocks}
+    made = TimmBackbone(Softmax, "vit_tiny_patch16_224", arguments={"embed_dim": 24, "depth": 2})
+    assert blocks(made) == list(made.network.blocks)
     other = nn.Sequential(nn.Linear(2, 2))
     assert blocks(other) == [other]
 

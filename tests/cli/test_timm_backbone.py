@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from sinkformer_pl.data.learnt import read_learnt
@@ -52,6 +53,8 @@ def test_the_example_trains_and_its_checkpoint_is_used(place, tmp_path):
     assert first["hyper_parameters"]["backbone"]["init_args"]["pretrained"] is False
     preprocessing = read_learnt(first).preprocessing
     assert (preprocessing.interpolation, preprocessing.crop_pct) == ("bicubic", 0.9)
+    kept = yaml.safe_load((tmp_path / "runs/timm/version_0/config.yaml").read_text())
+    assert kept["model"]["backbone"]["init_args"]["pretrained"] == str(tmp_path / "weights")
     for file in (tmp_path / "weights").iterdir():
         file.unlink()
     assert "1 predictions" in place("predict", "--ckpt_path", BEST, "FOLDER/test/class0/8.png")
