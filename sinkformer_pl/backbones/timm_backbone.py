@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -151,6 +152,27 @@ class TimmBackbone(Backbone):
         if grid is None or not hasattr(network, "num_prefix_tokens"):
             return super().describe_tokens(inputs, mask)
         return describe_patches(inputs, tuple(grid), leading=network.num_prefix_tokens)
+
+    def resize_positions(self, saved: dict[str, Tensor], prefix: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Fit positions, and tables of relative ones, in a state_dict to this size of images, in place, as timm does.
+
+        Args:
+            saved: a state_dict.
+            prefix: of this module in it.
+            arguments: those of the backbone that the state_dict is of; shapes say it all.
+
+        Returns:
+            The names of what was changed, each with its old and new shape.
+        """
+        own = f"{prefix}network."
+        state = {name.removeprefix(own): value for name, value in saved.items() if name.startswith(own)}
+        fit = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
+        resized: dict[str, str] = {}
+        for name, value in (fit(dict(state), self.network) if fit and state else {}).items():
+            if name in state and value.shape != state[name].shape:
+                shapes = (" x ".join(map(str, each.shape)) for each in (state[name], value))
+                resized[own + name], saved[own + name] = " to ".join(shapes), value
+        return resized
 
 
 def _library() -> Any:

@@ -127,6 +127,25 @@ def test_a_checkpoint_needs_no_other_file_and_keeps_the_preprocessing(weights, t
     assert again.preprocessing == data.preprocessing
 
 
+@pytest.mark.parametrize(
+    ("name", "resized"),
+    [(NAME, "pos_embed, 1 x 17 x 32 to 1 x 25 x 32"), ("beit_base_patch16_224", "52 x 2 to 80 x 2")],
+)
+def test_initial_weights_of_another_size_are_fitted(name, resized, tmp_path):
+    def model(size):
+        return Classifier(
+            partial(TimmBackbone, name=name, channels=1, image_size=size, arguments=SMALL), Softmax, num_classes=10
+        )
+
+    first, second = model([32, 32]), model([32, 48])
+    torch.save(first.state_dict(), tmp_path / "weights.pth")
+    done = init_from(second, tmp_path / "weights.pth")
+    assert resized in str(done)
+    assert not done.new
+    same = "backbone.network.blocks.1.attn.qkv.weight"
+    assert torch.equal(second.state_dict()[same], first.state_dict()[same])
+
+
 def refused(**arguments) -> str:
     with pytest.raises(ValueError, match=r"model\.backbone") as error:
         TimmBackbone(**{"normalization": Softmax, "name": NAME, **arguments})
