@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from torch.overrides import TorchFunctionMode
@@ -34,8 +35,11 @@ class ConvertedAttention(nn.Module):
         """Attend, as the forward of timm's class.
 
         Raises:
+            UserError: `torch.jit.trace` calls it.
             NotImplementedError: it doesn't call `scaled_dot_product_attention`, so that the core isn't asked.
         """
+        if torch.jit.is_tracing():
+            raise UserError(self._refusal("torch.jit.trace can't follow"))
         asked: list[bool] = []
         with _Redirected(self, asked):
             output = super().forward(*args, **kwargs)
@@ -51,10 +55,11 @@ class ConvertedAttention(nn.Module):
         return _new, (self.original,), self.__dict__
 
     def __prepare_scriptable__(self) -> nn.Module:
-        raise UserError(
-            f"{self.core.layer or 'attention'}: torch.jit.script can't compile a converted attention; use "
-            "torch.compile or torch.export, or revert the model"
-        )
+        raise UserError(self._refusal("torch.jit.script can't compile"))
+
+    def _refusal(self, cause: str) -> str:
+        name = self.core.layer or "attention"
+        return f"{name}: {cause} a converted attention; use torch.compile or torch.export, or revert the model"
 
 
 class _Redirected(TorchFunctionMode):

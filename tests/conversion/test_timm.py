@@ -159,6 +159,22 @@ def test_masks_of_a_single_attention(kind, mask):
         torch.testing.assert_close(output[1:2, keys[1]], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_patches_of_images_of_any_size_are_none(side):
+    model = network("naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=2)
+    patches, real = torch.randn(2, 9, 16 * 16 * 3), torch.ones(2, 9, dtype=torch.bool)
+    places = torch.cartesian_prod(torch.arange(3), torch.arange(3)).expand(2, -1, -1).clone()
+    padding, rest = (slice(3), slice(3, None)) if side == "left" else (slice(6, None), slice(6))
+    real[1, padding] = False
+    places[1, rest], places[1, padding] = torch.cartesian_prod(torch.arange(2), torch.arange(3)), 0
+    wanted = model(patches, places, real)
+    torch.testing.assert_close(convert(model, "Softmax")(patches, places, real), wanted, atol=1e-5, rtol=1e-5)
+    output = convert(model, "Sinkhorn")(patches, places, real)
+    assert (output - wanted).abs().max() > 1e-4
+    alone = model(*(given[1:, rest] for given in (patches, places, real)))
+    torch.testing.assert_close(output[1:], alone, atol=1e-5, rtol=1e-5)
+
+
 def test_weights_are_dropped_as_in_the_library():
     model, x = network("vit_tiny_patch16_224", **VIT, attn_drop_rate=0.5), images()
     wanted = convert(copy.deepcopy(model), "Softmax", attention_dropout=0)(x)
@@ -189,12 +205,14 @@ def test_it_is_copied_saved_and_reverted():
     assert "blocks.1.attn.core.normalization." in " ".join(model.state_dict())
 
 
-def test_layers_compile_as_one_graph_and_are_refused_by_script():
+def test_layers_compile_as_one_graph_and_are_refused_by_torch_jit():
     model, x = convert(network("eva02_tiny_patch14_224", **{**VIT, "depth": 1}), "Sinkhorn"), images()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x))
     with pytest.raises(ValueError, match=r"torch\.jit\.script.*torch\.compile or torch\.export"):
         torch.jit.script(model)
+    with pytest.raises(ValueError, match=r"torch\.jit\.trace.*torch\.compile or torch\.export"):
+        torch.jit.trace(model, x)
 
 
 @pytest.mark.parametrize(
