@@ -166,9 +166,10 @@ class Settings:
         root = lookup(plain, "data.init_args.root")
         if isinstance(root, str):
             plain["data"]["init_args"]["root"] = str(Path(root).absolute())
-        weights = lookup(plain, "model.backbone.init_args.pretrained")
-        if isinstance(weights, str) and Path(weights).exists():
-            plain["model"]["backbone"]["init_args"]["pretrained"] = str(Path(weights).absolute())
+        for name in ("pretrained", "name"):
+            weights = lookup(plain, f"model.backbone.init_args.{name}")
+            if isinstance(weights, str) and Path(weights).exists():
+                plain["model"]["backbone"]["init_args"][name] = str(Path(weights).absolute())
         if plain["init_from"] is not None:
             plain["init_from"] = str(Path(plain["init_from"]).absolute())
         for name in ("ckpt_path", "verbose"):

@@ -33,7 +33,7 @@ def convert(
 ) -> Model:
     """Replace the normalization of a model's attention, in place; weights are kept.
 
-    Attention of PyTorch is converted. What a normalization learns are parameters of the model,
+    Attention of PyTorch, timm and transformers is converted. What a normalization learns are parameters of the model,
     `LAYER.core.normalization.NAME`; make optimizers afterwards. A layer that was converted before gets a new core.
 
     Args:

@@ -233,7 +233,8 @@ def attention(
     if unknown := [name for name in UNKNOWN & options.keys() if options[name] is not None]:
         raise NotImplementedError(f"{core.layer}: {unknown[0]} changes the scores in a way that a core doesn't know")
     if scaling is not None and isinstance(core.scale, float) and abs(scaling / core.scale - 1) > 1e-6:
-        raise NotImplementedError(f"{core.layer}: scores are multiplied by {scaling} now, and were by {core.scale}")
+        # Some, such as Whisper's, scale their queries and don't say so.
+        query = query * (scaling / core.scale)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     causal = bool(is_causal) and attention_mask is None and query.shape[2] > 1

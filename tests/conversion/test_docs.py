@@ -23,3 +23,10 @@ def test_a_model_of_timm_is_converted(capsys):
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
     lines = capsys.readouterr().out.splitlines()[1:]
     assert ["Sinkhorn" in line for line in lines] == [False] * 6 + [True] * 6
+
+
+def test_a_model_of_transformers_is_converted(capsys):
+    pytest.importorskip("transformers")
+    section = PAGE.partition("\n## Hugging Face transformers\n")[2].partition("\n## ")[0]
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    assert capsys.readouterr().out.count("Sinkhorn(n_iters=3") == 2

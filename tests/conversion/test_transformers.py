@@ -261,6 +261,36 @@ def test_weights_are_returned_where_they_are_asked_for():
     assert model(**inputs).get("attentions") is None
 
 
+def test_queries_that_the_library_has_scaled_already():
+    model = hf.WhisperModel(
+        hf.WhisperConfig(
+            **{**SEQ2SEQ, "forced_eos_token_id": None},
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            num_mel_bins=8,
+            max_source_positions=10,
+        )
+    ).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.25)
+    inputs = {"input_features": torch.randn(2, 8, 20), "decoder_input_ids": torch.tensor([[4, 5, 6], [7, 8, 9]])}
+    wanted = run(model, inputs)
+    torch.testing.assert_close(run(convert(model, "Softmax"), inputs), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_causal_model_generates_with_its_cache():
+    model = hf.GPT2LMHeadModel(made("gpt2").config).eval()
+    convert(model, "Entmax15")
+    tokens = {"input_ids": torch.tensor([[1, 1, 7], [4, 5, 6]]), "attention_mask": torch.tensor([[0, 0, 1], [1, 1, 1]])}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+    generated = [model.generate(**tokens, **options, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*generated)
+
+
 def test_a_mask_of_pairs_of_one_s_own():
     pairs = torch.ones(3, 1, 7, 7, dtype=torch.bool).tril()
     inputs = {"input_ids": inputs_of("bert")[0]["input_ids"], "attention_mask": pairs}
