@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sinkformer_pl.callbacks import Distillation
-from sinkformer_pl.callbacks.distillation import difference, divergence
+from sinkformer_pl.callbacks.distillation import difference, divergence, listening
 from sinkformer_pl.data import ProceduralShapes
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer
@@ -110,6 +110,16 @@ def test_the_losses_are_those_of_their_formulas():
     rows = real[:, None].expand(2, 3, 4)
     wanted = (one[rows] - other[rows]).square().mean() / other[rows].square().mean()
     torch.testing.assert_close(difference(one, other, real), wanted)
+
+
+def test_attention_is_captured_with_its_real_queries():
+    model, mask = built(), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    with listening(model, {"features": 1.0, "attention": 1.0}) as captured:
+        model(torch.randn(2, 4, 3), mask)
+    assert captured.features.shape == (2, 8)
+    outputs = list(captured.attention.values())
+    assert [output.shape[2] for output, _ in outputs] == [4, 4, 1]
+    assert all(torch.equal(queries, mask) for _, queries in outputs[:2])
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
