@@ -129,13 +129,35 @@ def _sum_of_finite(core: ConvertedCore, *given: Tensor | None) -> Tensor | None:
     return sum(finite[1:], finite[0]) if finite else None
 
 
+def require_independent_queries(core: ConvertedCore, mask: Tensor | None, *, causal: bool) -> None:
+    """Refuse a mask among the queries of attention to another sequence, under a normalization that sums over queries.
+
+    Args:
+        core: of the attention to the other sequence.
+        mask: of the queries' attention to themselves, bool, True at pairs that may not meet, or float.
+        causal: it is known to be causal.
+
+    Raises:
+        NotImplementedError: it forbids pairs, and the normalization isn't one by rows.
+    """
+    if mask is None or core.normalization.promises.pairs:
+        return
+    forbidden = mask if mask.dtype == torch.bool else is_forbidden(mask)
+    said = _refusal(core, "queries that may not meet one another, as in a causal decoder", "causal")
+    if causal:
+        raise NotImplementedError(said)
+    _require(~forbidden.any(), said)
+
+
 def _require_whole(core: ConvertedCore, pairs: Tensor, real: Tensor) -> None:
     """Refuse permitted pairs (B, 1 or H, Q, K) that aren't all the real ones (B, 1, Q, K), padding aside."""
-    whole = (pairs | ~real).all()
-    said = _refusal(core, "a mask that forbids single pairs", "pairs")
+    _require((pairs | ~real).all(), _refusal(core, "a mask that forbids single pairs", "pairs"))
+
+
+def _require(holds: Tensor, said: str) -> None:
     if torch.compiler.is_compiling():
-        torch._assert_async(whole, said)
-    elif not whole:
+        torch._assert_async(holds, said)
+    elif not holds:
         raise NotImplementedError(said)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 
-from sinkformer_pl.conversion.attend import core_inputs
+from sinkformer_pl.conversion.attend import core_inputs, require_independent_queries
 from sinkformer_pl.conversion.core import ConvertedCore
 from sinkformer_pl.conversion.site import Kind, Site
 from sinkformer_pl.models.multi_head_attention import join_heads, split_heads
@@ -127,7 +127,11 @@ class ConvertedTransformerEncoder(nn.TransformerEncoder):
 
 
 class ConvertedTransformerDecoderLayer(nn.TransformerDecoderLayer):
-    """`torch.nn.TransformerDecoderLayer` that tells its attention to the memory which queries are padding."""
+    """`torch.nn.TransformerDecoderLayer` that tells its attention to the memory which queries are padding.
+
+    A target that is masked from left to right is refused under a plan there: what a query finds in the memory would
+    depend on the queries behind it, through the sums over queries.
+    """
 
     original: ClassVar[type[nn.Module]] = nn.TransformerDecoderLayer
 
@@ -142,12 +146,18 @@ class ConvertedTransformerDecoderLayer(nn.TransformerDecoderLayer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """Update tgt, as `torch.nn.TransformerDecoderLayer.forward`."""
+        """Update tgt, as `torch.nn.TransformerDecoderLayer.forward`.
+
+        Raises:
+            NotImplementedError: a mask of the target under a plan in the attention to the memory.
+        """
+        more: dict[str, Any] = {}
+        if isinstance(self.multihead_attn, ConvertedMultiheadAttention):
+            require_independent_queries(self.multihead_attn.core, tgt_mask, causal=tgt_is_causal)
+            if tgt_key_padding_mask is not None:
+                more["query_padding_mask"] = forbidden_by(tgt_key_padding_mask)
 
         def to_memory(x: Tensor) -> Tensor:
-            more: dict[str, Any] = {}
-            if isinstance(self.multihead_attn, ConvertedMultiheadAttention) and tgt_key_padding_mask is not None:
-                more["query_padding_mask"] = padding_of(tgt_key_padding_mask)
             attended = self.multihead_attn(
                 x,
                 memory,
@@ -169,8 +179,8 @@ class ConvertedTransformerDecoderLayer(nn.TransformerDecoderLayer):
         return x
 
 
-def padding_of(mask: Tensor) -> Tensor:
-    """Return True at padding for a padding mask that is bool or float."""
+def forbidden_by(mask: Tensor) -> Tensor:
+    """Return True where a mask that is bool or float forbids."""
     return mask if mask.dtype == torch.bool else is_forbidden(mask)
 
 

@@ -174,11 +174,18 @@ def test_a_whole_transformer_is_converted_where_the_normalization_can_be():
     }
     wanted = model(source, target, **options)
     close(convert(model, "Softmax")(source, target, **options), wanted)
-    with pytest.raises(NotImplementedError, match=r"decoder\.layers\.0\.self_attn: Sinkhorn .*causal.*layers.*Softmax"):
+    with pytest.raises(NotImplementedError, match=r"decoder\.layers\.0\.multihead_attn: Sinkhorn .*layers.*Softmax"):
         convert(model, "Sinkhorn")(source, target, **options)
+    with pytest.raises(NotImplementedError, match=r"decoder\.layers\.0\.self_attn: Sinkhorn .*causal.*layers.*Softmax"):
+        convert(revert(model), "Sinkhorn", layers="*.self_attn")(source, target, **options)
     convert(revert(model), "Sinkhorn", layers="encoder, decoder.*.multihead_attn")
     assert [site.core is None for site in convert.report(model)] == [False, False, True, False, True, False]
+    for tgt_mask in (CAUSAL[:5, :5], additive(CAUSAL[:5, :5])):
+        with pytest.raises(NotImplementedError, match=r"decoder\.layers\.0\.multihead_attn: .*causal decoder"):
+            model(source, target, **{**options, "tgt_mask": tgt_mask})
+    del options["tgt_mask"]
     assert model(source, target, **options).isfinite().all()
+    assert model(source, target, **options, tgt_mask=torch.randn(5, 5)).isfinite().all()
 
 
 @pytest.mark.parametrize(
