@@ -18,17 +18,20 @@ class LayerAttention(NamedTuple):
     Attributes:
         name: path of the module, as in the keys of the state_dict, without the last part where that is "core".
         core: the module that attended.
-        weights: (B, H, Q, K), exactly 0 at padding.
+        weights: (B, H, Q, K), exactly 0 at padding; of windows (B * windows, H, Q, K).
         mask: real queries and keys, and the pairs that may meet.
+        windows: number of parts into which the network cuts each sample, whose tokens attend to one another alone.
     """
 
     name: str
     core: AttentionCore
     weights: Tensor
     mask: AttentionMask
+    windows: int = 1
 
     def of_sample(self, sample: int) -> Tensor:
-        """Return the weights of one sample without its padding, (H, Q, K)."""
+        """Return the weights of one sample without its padding, (H, Q, K); of windows those of its first one."""
+        sample *= self.windows
         weights = self.weights[sample]
         if self.mask.query is not None:
             weights = weights[:, self.mask.query[sample]]
@@ -63,7 +66,8 @@ def attention_of(model: nn.Module, *inputs: Any) -> list[LayerAttention]:
     finally:
         for handle in handles:
             handle.remove()
-    return caught
+    samples = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
+    return [layer._replace(windows=max(len(layer.weights) // samples, 1)) if samples else layer for layer in caught]
 
 
 def _look(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sinkformer_pl import convert, revert
 from sinkformer_pl.conversion import ConvertedCore
+from sinkformer_pl.diagnostics import attention_of
 
 timm = pytest.importorskip("timm")
 
@@ -121,6 +122,13 @@ def test_shifted_windows_stay_apart():
     assert far.any()
     assert plan[far].max() < 1e-12
     assert plan[~far].max() > 1e-3
+
+
+def test_of_windows_those_of_the_sample_are_shown():
+    model, x = convert(network("swin_tiny_patch4_window7_224", **SWIN), "Sinkhorn"), images()
+    layer, alone = attention_of(model, x)[0], attention_of(model, x[1:])[0]
+    assert layer.windows == alone.windows == 4
+    torch.testing.assert_close(layer.of_sample(1), alone.of_sample(0))
 
 
 @pytest.mark.parametrize("mask", ["bool", "float", "left", "right", "causal"])

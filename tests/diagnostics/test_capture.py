@@ -32,9 +32,9 @@ def test_weights_times_values_are_what_the_layer_gives():
         "pool.block.attention",
     ]
     assert [tuple(layer.weights.shape) for layer in found] == [(2, 2, 4, 9), (2, 2, 9, 4), (2, 2, 1, 9)]
-    for name, _, weights, _ in found:
-        (layer, keys), out = seen[name]
-        attended = weights @ layer.value(keys).unflatten(-1, (2, -1)).transpose(1, 2)
+    for attention in found:
+        (layer, keys), out = seen[attention.name]
+        attended = attention.weights @ layer.value(keys).unflatten(-1, (2, -1)).transpose(1, 2)
         torch.testing.assert_close(layer.out(attended.transpose(1, 2).flatten(2)), out)
     assert found[0].of_sample(1).shape == (2, 4, 6)
     assert found[1].of_sample(1).shape == (2, 6, 4)
