@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from typing_extensions import override
 
 from sinkformer_pl.conversion.attend import core_inputs, require_independent_queries
 from sinkformer_pl.conversion.core import ConvertedCore
 from sinkformer_pl.conversion.site import Kind, Site
 from sinkformer_pl.models.multi_head_attention import join_heads, split_heads
+from sinkformer_pl.normalizations.contract import AttentionNormalization
 from sinkformer_pl.ops.mask import is_forbidden
 
 
@@ -189,18 +191,31 @@ class TorchSite(Site):
 
     Attributes:
         around: these, by what they become.
+        decoder: the layer whose attention to the memory it is.
     """
 
     around: tuple[tuple[nn.Module, type[nn.Module]], ...] = ()
+    decoder: nn.Module | None = None
 
+    @override
+    def refusal(self, normalization: AttentionNormalization) -> str | None:
+        layer = nn.TransformerDecoderLayer if self.decoder is None else type(self.decoder)
+        told = layer in (nn.TransformerDecoderLayer, ConvertedTransformerDecoderLayer)
+        if not told and not normalization.promises.pairs:
+            return (
+                f"{layer.__name__} is a subclass of torch.nn.TransformerDecoderLayer, which may not say which queries are "
+                f"padding or causal, and {type(normalization).__name__} sums over queries"
+            )
+        return super().refusal(normalization)
+
+    @override
     def attach(self, core: ConvertedCore) -> None:
-        """Make the attention call a core, and what is around it leave it to that."""
         super().attach(core)
         for module, converted in self.around:
             module.__class__ = converted
 
+    @override
     def detach(self) -> None:
-        """Take the core away, and give back the class of what is around it."""
         super().detach()
         for module, converted in self.around:
             module.__class__ = converted.original  # type: ignore[attr-defined]
@@ -222,11 +237,12 @@ def find(model: nn.Module) -> list[Site]:
                 for child in module.modules():
                     around.setdefault(child, []).append((module, converted))
     kinds: dict[nn.Module, Kind] = {}
+    decoders: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             kinds[module.self_attn] = "self"
         if isinstance(module, nn.TransformerDecoderLayer):
-            kinds[module.multihead_attn] = "cross"
+            kinds[module.multihead_attn], decoders[module.multihead_attn] = "cross", module
     for name, module in model.named_modules():
         if not isinstance(module, nn.MultiheadAttention):
             continue
@@ -241,7 +257,7 @@ def find(model: nn.Module) -> list[Site]:
             reason=_reason(module),
             converted=ConvertedMultiheadAttention,
         )
-        site.around = tuple(around.get(module, ()))
+        site.around, site.decoder = tuple(around.get(module, ())), decoders.get(module)
         sites.append(site)
     return sites
 

@@ -4,6 +4,9 @@ import copy
 import io
 import itertools
 import pickle
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -266,6 +269,40 @@ def test_a_subclass_that_may_attend_in_another_way_is_named():
     with pytest.warns(UserWarning, match=r"not converted: 1: Own"):
         model = convert(nn.Sequential(nn.MultiheadAttention(8, 2), own), "Softmax")
     assert [site.core is not None for site in convert.report(model)] == [True, False]
+
+
+def test_a_decoder_layer_of_ones_own_may_not_say_which_queries_are_real():
+    class Own(nn.TransformerDecoderLayer):
+        pass
+
+    model = nn.TransformerDecoder(layer(Own), 1)
+    with pytest.raises(NotImplementedError, match=r"layers\.0\.multihead_attn: Own .*Sinkhorn sums over queries"):
+        convert(model, "Sinkhorn", layers="*.multihead_attn")
+    assert all(site.core is not None for site in convert.report(convert(model, "Softmax")))
+
+
+@pytest.mark.slow
+def test_processes_share_the_gradients_of_what_a_normalization_learns():
+    code = """
+import sys, torch
+from torch import nn
+from sinkformer_pl import convert
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0)
+model = convert(nn.TransformerEncoder(layer, 1), "SemiUnbalancedSinkhorn", learned=True)
+torch.manual_seed(rank)
+shared = nn.parallel.DistributedDataParallel(model)
+(shared(torch.randn(2, 7, 16)) * torch.linspace(-1, 1, 16)).sum().backward()
+print(model.layers[0].self_attn.core.normalization.log_rho.grad.tolist())
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        commands = [[sys.executable, "-c", code, str(rank), f"{folder}/meeting"] for rank in (0, 1)]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+        one, other = (process.communicate()[0] for process in processes)
+    assert one == other
+    assert "0.0," not in one
 
 
 def test_nested_tensors_are_refused_and_not_left_to_the_fast_path():
