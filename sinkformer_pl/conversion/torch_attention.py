@@ -203,8 +203,8 @@ class TorchSite(Site):
         told = layer in (nn.TransformerDecoderLayer, ConvertedTransformerDecoderLayer)
         if not told and not normalization.promises.pairs:
             return (
-                f"{layer.__name__} is a subclass of torch.nn.TransformerDecoderLayer, which may not say which queries are "
-                f"padding or causal, and {type(normalization).__name__} sums over queries"
+                f"{layer.__name__} is a subclass of torch.nn.TransformerDecoderLayer, which may not say which queries "
+                f"are padding or causal, and {type(normalization).__name__} sums over queries"
             )
         return super().refusal(normalization)
 
