@@ -119,14 +119,18 @@ def test_pretrained_weights_are_those_of_the_folder(folder):
         torch.testing.assert_close(ours(tokens), library(tokens).last_hidden_state[:, 0])
     assert ours.out_dim == 16
     assert ours.token_limits == (1, 10)
+    assert json.loads(ours.preprocessing["tokenizer"])["truncation"] is None
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
 def test_a_padded_batch_gives_what_its_texts_give_alone(folder, pooling):
     backbone = HuggingFaceBackbone(Sinkhorn, name=folder, pooling=pooling).eval()
-    tokens = torch.tensor([[0, 3, 5, 6, 2], [0, 4, 2, 19, 0]])
-    together = backbone(tokens, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
-    for alone, row in ((tokens[:1], 0), (tokens[1:, :3], 1)):
+    tokens = torch.tensor([[0, 3, 5, 6, 2], [0, 4, 2, 19, 0], [19, 0, 0, 4, 2]])
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [False] * 2 + [True] * 3])
+    # The class token is the first one of the row.
+    rows = 2 if pooling == "cls" else 3
+    together = backbone(tokens[:rows], mask[:rows])
+    for alone, row in ((tokens[:1], 0), (tokens[1:2, :3], 1), (tokens[2:, 2:], 2))[:rows]:
         torch.testing.assert_close(together[row : row + 1], backbone(alone))
     assert backbone(tokens[:, :0]).isfinite().all()
 
