@@ -68,7 +68,7 @@ class OperatorInputs(NamedTuple):
 
 def attend(x: OperatorInputs) -> tuple[Tensor, list[Tensor]]:
     """Call the operator: the output (B, H, Q, Dv), and the state that `info` wants."""
-    output, *state = _Differentiable.apply(*x) if _plain(x.q) else torch.ops.sinkformer_pl.sinkhorn_attention(*x)
+    output, *state = _Direct.apply(*x) if _plain(x.q) else torch.ops.sinkformer_pl.sinkhorn_attention(*x)
     return output, state
 
 
@@ -196,38 +196,36 @@ def _fake_info(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(x.q.new_empty(tensor.shape[:3], dtype=exact) for tensor in (x.q, x.k, x.q, x.k))
 
 
-class _Differentiable(torch.autograd.Function):
-    """The operator with its backward; with `torch.library.register_autograd` a call takes twice as long."""
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.numbers = inputs[8:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(OperatorInputs._fields)
+    saved = ctx.saved_tensors
+    others = OperatorInputs._fields[3:8]
+    wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
+    direct = _plain(grad) and not torch.is_grad_enabled()  # as it is for a second derivative
+    call = _backward if direct else torch.ops.sinkformer_pl.sinkhorn_attention_backward
+    found = call(*saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted))
+    by_name = dict(zip(wanted, found[3:], strict=True))
+    return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator with its backward, without the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        if _plain(inputs[0]):
-            output = _forward(*inputs)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = torch.ops.sinkformer_pl.sinkhorn_attention(*inputs)
-        ctx.save_for_backward(*inputs[:8], *output)
-        ctx.numbers = inputs[8:]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
         return output
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * len(OperatorInputs._fields)
-        saved = ctx.saved_tensors
-        others = OperatorInputs._fields[3:8]
-        wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
-        direct = _plain(grad) and not torch.is_grad_enabled()  # as it is for a second derivative
-        call = _backward if direct else torch.ops.sinkformer_pl.sinkhorn_attention_backward
-        found = call(*saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted))
-        by_name = dict(zip(wanted, found[3:], strict=True))
-        return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
-
-
-def _autograd(*inputs: Any) -> tuple[Tensor, ...]:
-    return _Differentiable.apply(*inputs)
+    backward = staticmethod(_autograd)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
@@ -301,5 +299,5 @@ for _name, _function, _shapes in (
 ):
     torch.library.impl(_name, "default", _function)
     torch.library.register_fake(_name, _shapes)
-torch.library.impl(_NAME, "Autograd", _autograd)
+torch.library.register_autograd(_NAME, _autograd, setup_context=_setup_context)
 torch.library.register_autograd(f"{_NAME}_backward", _no_second_derivative)
