@@ -96,7 +96,7 @@ TWO_BATCHES = ["--trainer.accumulate_grad_batches", "2"]
         (["--trainer.barebones", "true"], ["trainer.barebones", "leave it out"]),
         (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches 0: give 1 or more"]),
         (["--trainer.check_val_every_n_epoch", "0"], ["trainer.check_val_every_n_epoch 0: give 1 or more"]),
-        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val -1: give 0 or more"]),
+        (["--trainer.gradient_clip_val", "-0.5"], ["trainer.gradient_clip_val -0.5: give 0 or more"]),
         (["--trainer.deterministic", "x"], ["trainer.deterministic x", "true or false", "warn"]),
         (["--trainer.precision", "transformer-engine"], ["transformer_engine", "not met"]),
         (["--require_finite", "x"], ["require_finite x: expected true or false"]),
