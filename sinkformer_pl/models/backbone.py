@@ -58,6 +58,29 @@ BackboneFactory = Callable[[NormalizationFactory], Backbone]
 """Makes a backbone: a class, or `functools.partial(SetTransformer, dim=64)`."""
 
 
+def require_width(backbone: nn.Module) -> None:
+    """Raise a UserError unless a backbone says how wide its features are."""
+    if not isinstance(getattr(backbone, "out_dim", None), int):
+        name = type(backbone).__name__
+        raise UserError(f"{name}: no out_dim; set self.out_dim, the width of its features, in {name}.__init__")
+
+
+def features_of(backbone: nn.Module, inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the features of a batch.
+
+    Raises:
+        UserError: they aren't (B, out_dim).
+    """
+    features: Tensor = backbone(inputs, mask)
+    wanted = (inputs.shape[0], backbone.out_dim)
+    if features.shape != wanted:
+        raise UserError(
+            f"{type(backbone).__name__}.forward: features of shape {tuple(features.shape)}; give {wanted}, a row of "
+            "out_dim numbers for each sample"
+        )
+    return features
+
+
 def require_points(inputs: Tensor, in_features: int, network: str) -> None:
     """Raise a UserError unless the inputs are sets (B, N, in_features) of a float dtype; it calls the network so."""
     if inputs.ndim != 3 or not inputs.is_floating_point():

@@ -18,7 +18,7 @@ from sinkformer_pl.batch import Batch
 from sinkformer_pl.class_weights import ClassWeights, from_data
 from sinkformer_pl.errors import UserError
 from sinkformer_pl.factories import as_factory, describe, plain
-from sinkformer_pl.models.backbone import Backbone, BackboneFactory
+from sinkformer_pl.models.backbone import Backbone, BackboneFactory, features_of, require_width
 from sinkformer_pl.normalizations.contract import AttentionNormalization, NormalizationFactory
 from sinkformer_pl.parts import Patterns, as_list, matches
 from sinkformer_pl.tasks.freezing import Frozen
@@ -156,9 +156,7 @@ class Classifier(pl.LightningModule):
         )
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.backbone = make_backbone(make_normalization)
-        if not isinstance(getattr(self.backbone, "out_dim", None), int):
-            name = type(self.backbone).__name__
-            raise UserError(f"{name}: no out_dim; set self.out_dim, the width of its features, in {name}.__init__")
+        require_width(self.backbone)
         for name, value in getattr(self.backbone, "saved_arguments", {}).items():
             self.hparams["backbone"]["init_args"][name] = plain(value, f"backbone.{name}")
         self.head = nn.Linear(self.backbone.out_dim, num_classes)
@@ -235,13 +233,7 @@ class Classifier(pl.LightningModule):
         Raises:
             UserError: features that aren't (B, out_dim).
         """
-        features = self.backbone(inputs, mask)
-        wanted = (inputs.shape[0], self.backbone.out_dim)
-        if features.shape != wanted:
-            raise UserError(
-                f"{type(self.backbone).__name__}.forward: features of shape {tuple(features.shape)}; give {wanted}, a "
-                "row of out_dim numbers for each sample"
-            )
+        features = features_of(self.backbone, inputs, mask)
         return NetworkOutputs(features, self.head(features))
 
     @override
@@ -249,8 +241,7 @@ class Classifier(pl.LightningModule):
         # Before a strategy wraps the network, and flattens its parameters maybe.
         self._undecayed = undecayed(self)
         data = getattr(self.trainer, "datamodule", None)
-        if self.trainer.ckpt_path is None:
-            give_preprocessing(self, data)
+        give_preprocessing(self, data if self.trainer.ckpt_path is None else None)
         if stage == "fit":
             self.weigh_classes(data)
 
