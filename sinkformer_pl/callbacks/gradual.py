@@ -13,8 +13,12 @@ from sinkformer_pl.training.step_count import read_length, steps_of
 class Gradual(pl.Callback):
     """Raise the share of every `Blend` from 0, which is softmax, to the one that it was made with, step by step.
 
-    The share is linear in the optimizer steps. A checkpoint has the share of its time, with which it is evaluated.
-    Epochs log it as `train/share`. In a network without a `Blend` nothing is moved, and a warning says so.
+    The share is linear in the optimizer steps. A checkpoint has the share of its time, with which it is evaluated;
+    `best.ckpt` is chosen among the validations at the final share. Epochs log it as `train/share`. In a network
+    without a `Blend` nothing is moved, and a warning says so.
+
+    Attributes:
+        unfinished: the share isn't yet the final one.
 
     Args:
         over: optimizer steps, or a text such as "2 epochs", after which the share stays.
@@ -29,6 +33,7 @@ class Gradual(pl.Callback):
         if not self._length[0]:
             raise UserError(f"Gradual.over {over}: nothing would be gradual; give 1 step or more")
         self._steps = 0
+        self.unfinished = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,11 +47,22 @@ class Gradual(pl.Callback):
             raise UserError("Gradual: Blend.learned is true, so its share is trained; leave one of the two out")
         self._steps = steps_of(trainer, self._length, "Gradual.over")
         _move(blends, trainer.global_step / self._steps)
+        self.unfinished = bool(blends) and trainer.global_step < self._steps
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         if trainer.global_step <= self._steps:
             _move(_blends(pl_module), trainer.global_step / self._steps)
+        self.unfinished = self.unfinished and trainer.global_step < self._steps
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.unfinished and not trainer.should_stop:
+            rank_zero_warn(
+                f"Gradual: the training ended at step {trainer.global_step} of {self._steps}, before the final share, "
+                "so there is no best.ckpt; train longer, or give less as Gradual.over"
+            )
+        self.unfinished = False
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,6 +12,7 @@ from sinkformer_pl.errors import UserError
 from sinkformer_pl.models import SetTransformer
 from sinkformer_pl.normalizations import Blend, Sinkhorn, Softmax
 from sinkformer_pl.tasks import Classifier
+from sinkformer_pl.training.best_checkpoint import BestCheckpoint
 
 
 class Watch(pl.Callback):
@@ -37,7 +38,8 @@ def shares(model):
 def fitted(callback, normalization=Blend, more=(), ckpt_path=None, **arguments):
     pl.seed_everything(0)
     watch = Watch()
-    quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger"), False)
+    quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
+    quiet["enable_checkpointing"] = arguments.pop("enable_checkpointing", False)
     trainer = pl.Trainer(
         accelerator="cpu",
         num_sanity_val_steps=0,
@@ -101,3 +103,18 @@ def test_what_it_cannot_move_is_said():
     for over in ("soon", 0, -3, "0 epochs", 1.5):
         with pytest.raises(UserError, match=rf"Gradual\.over {over}"):
             Gradual(over)
+
+
+def test_the_best_checkpoint_is_one_with_the_final_share(tmp_path):
+    best = BestCheckpoint(tmp_path, "val/loss", "min")
+    *_, watch = fitted(Gradual("2 epochs"), more=[best], enable_checkpointing=True)
+    assert watch.validated == pytest.approx([0.5, 1, 1])
+    kept = torch.load(best.best_model_path, weights_only=True)
+    assert kept["global_step"] in (8, 12)
+    with pytest.warns(UserWarning, match=r"step 12 of 100.*no best.ckpt.*Gradual.over"):
+        fitted(
+            Gradual(100),
+            more=[unmet := BestCheckpoint(tmp_path / "unmet", "val/loss", "min")],
+            enable_checkpointing=True,
+        )
+    assert not unmet.best_model_path
