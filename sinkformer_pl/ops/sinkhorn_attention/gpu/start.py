@@ -30,10 +30,7 @@ def start(kernel: Any, programs: int, *arguments: Any, warps: int, stages: int, 
     device = arguments[0].device
     call = (
         kernel, device.index, warps, stages, *constants.values(),
-        *[
-            (x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else float if isinstance(x, float) else x
-            for x in arguments
-        ],
+        *[(x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x for x in arguments],
     )  # fmt: skip
     with _on(device):
         found = _compiled.get(call)
