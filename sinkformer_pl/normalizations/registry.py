@@ -42,8 +42,9 @@ def register(cls: Normalization) -> Normalization:
 
 
 def registered() -> dict[str, type[AttentionNormalization]]:
-    """Return every registered normalization by its name, in the order of registration."""
-    return dict(_registered)
+    """Return every registered normalization by its name: ours by the alphabet, then others as they were registered."""
+    ours = {name: cls for name, cls in _registered.items() if cls.__module__.startswith("sinkformer_pl.")}
+    return {name: ours[name] for name in sorted(ours, key=str.lower)} | _registered
 
 
 def load_plugins(modules: Iterable[str] = ()) -> None:
