@@ -150,7 +150,6 @@ def test_private_names_of_lightning_and_jsonargparse_stand_in_one_module():
         allowed = {
             "lightning_state.py": private_names(path),
             "capture.py": {"_compiled_call_impl"},  # PyTorch's
-            "operator.py": {"_AutoDispatchBelowAutograd"},
             "base.py": {"_loader"},  # of the parent class, here
             "transformers_attention.py": {"_supports_sdpa"},  # transformers'
             "transformers_record.py": {"_attn_implementation"},
