@@ -1,4 +1,4 @@
-"""The exceptions that the command line shows without a traceback, and the names that their messages propose."""
+"""The exceptions that the command line shows without a traceback, and what their messages are made of."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
@@ -13,6 +13,11 @@ class UserError(ValueError):
 
 class RunError(UserError):
     """A cause that came up in the course of a run: one with another seed or normalization may be spared."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

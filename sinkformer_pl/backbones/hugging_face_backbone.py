@@ -14,7 +14,7 @@ from typing_extensions import override
 from sinkformer_pl.backbones.hugging_face_preprocessing import preprocessing_of
 from sinkformer_pl.conversion import convert
 from sinkformer_pl.conversion.layers import Layers
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, first_line
 from sinkformer_pl.locations import locate
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.pooling import pool
@@ -177,7 +177,7 @@ def _new(config: Mapping[str, Any] | None) -> Any:
         return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**known))
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.backbone.config: {_first_line(error)}; give that of a model, with its model_type"
+            f"model.backbone.config: {first_line(error)}; give that of a model, with its model_type"
         ) from None
 
 
@@ -192,7 +192,7 @@ def _pretrained(name: str) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.backbone.name {name}: {_first_line(error)}; give a folder with config.json and model.safetensors, "
+            f"model.backbone.name {name}: {first_line(error)}; give a folder with config.json and model.safetensors, "
             "or a name on the hub"
         ) from None
     if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
@@ -249,7 +249,3 @@ def _positions(network: nn.Module) -> int | None:
             # RoBERTa counts from behind the number of padding.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from sinkformer_pl.conversion import convert
 from sinkformer_pl.conversion.layers import Layers
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, did_you_mean, first_line
 from sinkformer_pl.locations import locate
 from sinkformer_pl.models.backbone import Backbone
 from sinkformer_pl.models.tokens import Tokens, describe_patches
@@ -189,9 +188,8 @@ def _require_known(timm: Any, name: str) -> None:
     if name.startswith("hf-hub:"):
         return
     if not timm.is_model(architecture):
-        close = get_close_matches(architecture, timm.list_models(), n=3)
-        meant = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has them all"
-        raise UserError(f"{KEY}.name {name}: timm {timm.__version__} has no such model; {meant}")
+        meant = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() has them all"
+        raise UserError(f"{KEY}.name {name}: timm {timm.__version__} has no such model{meant}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise UserError(f"{KEY}.name {name}: no tag {tag}; {architecture} has {', '.join(tags) or 'none'}")
@@ -225,7 +223,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Of two libraries and the system.
         raise UserError(
-            f"{KEY}.pretrained {path}: it can't be read as tensors alone ({_first_line(error)}); give a .safetensors "
+            f"{KEY}.pretrained {path}: it can't be read as tensors alone ({first_line(error)}); give a .safetensors "
             "file, or a state_dict that torch.save wrote"
         ) from None
     tensors = next((loaded[key] for key in WRAPPED if isinstance(loaded.get(key), Mapping)), loaded)
@@ -249,7 +247,7 @@ def _created(timm: Any, name: str, pretrained: bool | str | Path, **arguments: A
             remedy = f"see {KEY}.name, image_size and arguments, or the documentation of timm.create_model"
         else:
             remedy = f"give the weights of {KEY}.name and its arguments"
-        raise UserError(f"{KEY}: timm can't make {name}: {_first_line(error)}; {remedy}") from None
+        raise UserError(f"{KEY}: timm can't make {name}: {first_line(error)}; {remedy}") from None
     for line in said:
         if line.startswith("Missing keys"):
             names = line.partition("(")[2].partition(")")[0]
@@ -260,12 +258,23 @@ def _created(timm: Any, name: str, pretrained: bool | str | Path, **arguments: A
     return model
 
 
+class _Collected(logging.Handler):
+    """Append messages to a list."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self.said = said
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 @contextlib.contextmanager
 def _overheard(said: list[str]) -> Iterator[None]:
     """Collect what timm logs of weights, which it loads without an error where some are missing."""
     logger = logging.getLogger("timm.models._builder")
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler = _Collected(said)
     level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -294,7 +303,3 @@ def _preprocessing(timm: Any, network: Any, channels: int) -> dict[str, Any]:
         constants = {name: [sum(values) / len(values)] * channels for name, values in constants.items()}
     others = {name: known[name] for name in ("interpolation", "crop_pct", "crop_mode")}
     return {"kind": "images", **constants, **others}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

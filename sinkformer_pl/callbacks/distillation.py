@@ -171,7 +171,7 @@ class Distillation(pl.Callback):
 
 
 class Captured:
-    """What a network computed in its last forward pass.
+    """Keep the features and attention outputs of the last forward pass of a network.
 
     Attributes:
         features: what its backbone returned.

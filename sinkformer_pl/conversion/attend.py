@@ -11,7 +11,7 @@ from sinkformer_pl.ops.mask import AttentionMask, can_look, causal_pairs, is_for
 
 
 class CoreInputs(NamedTuple):
-    """What a core is called with, in its order; `weights` takes it without `v`."""
+    """Hold the arguments of a core, in its order; `weights` takes them without `v`."""
 
     q: Tensor
     k: Tensor
@@ -21,7 +21,7 @@ class CoreInputs(NamedTuple):
 
 
 class Masks(TypedDict, total=False):
-    """What a library says of who may meet.
+    """Describe who may meet, as a library does.
 
     Attributes:
         mask: broadcastable to (B, H, Q, K): bool, True where a pair may meet, or float, added to the scaled scores; its

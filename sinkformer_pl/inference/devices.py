@@ -2,7 +2,7 @@
 
 import torch
 
-from sinkformer_pl.errors import UserError
+from sinkformer_pl.errors import UserError, first_line
 
 
 def device_from(wanted: torch.device | str | None) -> torch.device:
@@ -17,7 +17,7 @@ def device_from(wanted: torch.device | str | None) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, TypeError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"device {wanted}: {why}; give cpu, or a GPU that PyTorch sees") from None
     return device
 
