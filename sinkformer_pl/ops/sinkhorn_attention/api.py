@@ -12,7 +12,8 @@ from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.sinkhorn import Plan, require_half_steps, require_lam
 from sinkformer_pl.ops.sinkhorn_attention import gpu
-from sinkformer_pl.ops.sinkhorn_attention.operator import OperatorInputs, attend, info
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
+from sinkformer_pl.ops.sinkhorn_attention.operator import attend, attend_with_info
 from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient
 from sinkformer_pl.ops.sinkhorn_attention.reference import reference_attention
 
@@ -20,6 +21,7 @@ NO_POTENTIAL = 1e29
 """A potential of this size stands for an infinite one."""
 
 Backend = Literal["auto", "reference", "dense", "streaming", "triton"]
+BACKENDS, GRADIENTS = get_args(Backend), get_args(Gradient)
 
 
 class SinkhornInfo(NamedTuple):
@@ -95,15 +97,16 @@ def sinkhorn_attention(
     require_lam(lam)
     if gradient == "implicit" and n_iters < 2:
         raise ValueError("gradient='implicit' needs n_iters of at least 2: one half-step has no column step")
-    # Functions of shapes alone take it in the place of the scores, which are not formed.
-    like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
-    given, (bias, mask) = mask or AttentionMask(), forbid(bias, mask, like_scores)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    whole = all(x is None for x in (mask.query, mask.key, mask.pairs, row_marginal, column_marginal))
+    given = mask or AttentionMask()
+    whole = all(x is None for x in (given.query, given.key, given.pairs, bias, row_marginal, column_marginal))
     if whole and backend != "reference" and not return_info:
         # The operator knows the uniform marginals of whole samples: making them would take two kernels a call.
-        x = _operator_inputs(query, key, value, bias, None, False, scale, lam, n_iters, gradient, backend)
-        return attend(x)[0].reshape(*query.shape[:-1], value.shape[-1])
+        x = _operator_inputs(query, key, value, None, None, False, scale, lam, n_iters, gradient, backend)
+        return _with_axes_of(query, attend(x))
+    # Functions of shapes alone take it in the place of the scores, which are not formed.
+    like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
+    bias, mask = forbid(bias, mask, like_scores)
     marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
     if backend == "reference":
         with no_autocast(query):
@@ -118,13 +121,17 @@ def sinkhorn_attention(
         x = _operator_inputs(
             query, key, value, bias, marginals, row_marginal is not None, scale, lam, n_iters, gradient, backend
         )
-        output, state = attend(x)
-        output = output.reshape(*query.shape[:-1], value.shape[-1])
         if not return_info:
-            return output
-        leading = query.shape[:-2]
-        found = tuple(tensor.reshape(*leading, tensor.shape[-1]) for tensor in info(x, state))
+            return _with_axes_of(query, attend(x))
+        output, parts = attend_with_info(x)
+        output, leading = _with_axes_of(query, output), query.shape[:-2]
+        found = tuple(part.reshape(*leading, part.shape[-1]) for part in parts)
     return (output, _info(marginals, *found)) if return_info else output
+
+
+def _with_axes_of(query: Tensor, output: Tensor) -> Tensor:
+    """Undo the form of the operator."""
+    return output if query.ndim == 4 else output.reshape(*query.shape[:-1], output.shape[-1])
 
 
 def _marginals(
@@ -223,13 +230,19 @@ def _backend(q: Tensor, v: Tensor, bias: Tensor | None, backend: Backend) -> str
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, gradient: str, backend: str) -> None:
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if min(query.ndim, key.ndim, value.ndim) < 2 or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
-        raise ValueError(f"query, key and value need the same leading axes, then (tokens, features): got {shapes}")
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"query and key need one width, key and value one number of tokens: got {shapes}")
+    q, k, v = query.shape, key.shape, value.shape
+    if min(len(q), len(k), len(v)) < 2 or not q[:-2] == k[:-2] == v[:-2]:
+        raise ValueError(
+            "query, key and value need the same leading axes, then (tokens, features): "
+            f"got query {tuple(q)}, key {tuple(k)}, value {tuple(v)}"
+        )
+    if q[-1] != k[-1] or k[-2] != v[-2]:
+        raise ValueError(
+            "query and key need one width, key and value one number of tokens: "
+            f"got query {tuple(q)}, key {tuple(k)}, value {tuple(v)}"
+        )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value need one dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
-    for name, chosen, valid in (("gradient", gradient, get_args(Gradient)), ("backend", backend, get_args(Backend))):
+    for name, chosen, valid in (("gradient", gradient, GRADIENTS), ("backend", backend, BACKENDS)):
         if chosen not in valid:
             raise ValueError(f"{name} must be one of {', '.join(valid)}, got {chosen!r}")

@@ -6,14 +6,16 @@ state, of which only the backward knows the meaning: scalings of the closed form
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 from sinkformer_pl.ops.sinkhorn_attention import closed_form, gpu
-from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient, Problem
+from sinkformer_pl.ops.sinkhorn_attention.gpu import state as kernel_state
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
+from sinkformer_pl.ops.sinkhorn_attention.problem import Problem
 
 _NAME = "sinkformer_pl::sinkhorn_attention"
 _INPUTS = (
@@ -22,54 +24,16 @@ _INPUTS = (
 )
 _STATE = 6
 
+_OTHERS = OperatorInputs._fields[3:8]
+"""The tensors whose gradients aren't always wanted."""
+
 KEPT_BYTES = 2**28
 """Size of a head's kernel matrix up to which "auto" is the dense backend."""
 
 
-class OperatorInputs(NamedTuple):
-    """Of the operator; B samples of H heads.
-
-    Attributes:
-        q: (B, H, Q, D).
-        k: (B, H, K, D), and all others of the dtype of q.
-        v: (B, H, K, Dv).
-        bias: (B, H, Q, K), at least float32, or None; -inf forbids a pair.
-        log_row: (B, H, Q), at least float32, logarithms of the sums of the rows, -inf without mass; None is 0.
-        log_column: (B, H, K), likewise; None is log(Q/K), and both are None or neither.
-        scale: (B, H), at least float32, or None, where it is `scale_number`.
-        lam: (B, H), at least float32, or None, where it is `lam_number`.
-        scale_number: scale of all scores.
-        lam_number: damping of all column steps.
-        n_iters: half-steps.
-        gradient: of what the gradient is.
-        backend: "dense", "streaming" or "triton"; "auto" is one of the first two, chosen when the operator runs, so
-            that a compiled or exported program is good for all sizes.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    log_row: Tensor | None
-    log_column: Tensor | None
-    scale: Tensor | None
-    lam: Tensor | None
-    scale_number: float
-    lam_number: float
-    n_iters: int
-    gradient: Gradient
-    backend: str
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to attend or to attend to."""
-        return 0 in (*self.q.shape[:3], self.k.shape[2])
-
-
-def attend(x: OperatorInputs) -> tuple[Tensor, list[Tensor]]:
-    """Call the operator: the output (B, H, Q, Dv), and the state that `info` wants."""
-    output, *state = _Direct.apply(*x) if _plain(x.q) else torch.ops.sinkformer_pl.sinkhorn_attention(*x)
-    return output, state
+def attend(x: OperatorInputs) -> Tensor:
+    """Call the operator: the output (B, H, Q, Dv)."""
+    return _Direct.apply(*x) if _plain(x.q) else torch.ops.sinkformer_pl.sinkhorn_attention(*x)[0]
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -77,20 +41,26 @@ def _plain(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
-def info(x: OperatorInputs, state: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Potentials f (B, H, Q) and g (B, H, K), arbitrary without mass, and sums of rows and columns of the plan."""
-    return torch.ops.sinkformer_pl.sinkhorn_attention_info(*x, state)
+def attend_with_info(x: OperatorInputs) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Also return potentials (B, H, Q) and (B, H, K), arbitrary without mass, and the sums of rows and columns."""
+    output, *state = torch.ops.sinkformer_pl.sinkhorn_attention(*x)
+    return output, torch.ops.sinkformer_pl.sinkhorn_attention_info(*x, state)
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     x = OperatorInputs(*inputs)
+    output, *state = _run(x)
+    return output, *state, *(x.q.new_empty(0) for _ in range(_STATE - len(state)))
+
+
+def _run(x: OperatorInputs) -> tuple[Tensor, ...]:
+    """The output, and of the state as many tensors as the backend needs."""
     if x.empty:
         return tuple(tensor.zero_() for tensor in _like(x))
     if x.backend == "triton":
         from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
 
-        output, kernel_state = launch.forward(_for_kernels(x))
-        return output, *kernel_state, x.q.new_empty(0)
+        return launch.forward(x)
     with torch.no_grad(), no_autocast(x.q):
         output, run = closed_form.forward(_problem(x))
         output = output.view(*x.q.shape[:3], -1)
@@ -108,9 +78,8 @@ def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
     (b, heads, queries), keys, width = x.q.shape[:3], x.k.shape[2], x.v.shape[3]
     n, row_steps, pairs = b * heads, (x.n_iters + 1) // 2, x.n_iters // 2
     if x.backend == "triton":
-        output = gpu.laid_out_like(x.q, width)
-        sizes = (row_steps, n, queries), (1 + pairs, n, keys), (pairs, n, keys), (n, queries), (n, keys)
-        return output, *(x.q.new_empty(size, dtype=torch.float32) for size in sizes), x.q.new_empty(0)
+        memory = x.q.new_empty(kernel_state.numbers(x), dtype=torch.float32)
+        return gpu.laid_out_like(x.q, width), memory, *(x.q.new_empty(0) for _ in range(_STATE - 1))
     exact = torch.promote_types(x.q.dtype, torch.float32)
     segments = closed_form.segments(x.n_iters)
     output = x.q.new_empty(b, heads, queries, width)
@@ -119,22 +88,27 @@ def _like(x: OperatorInputs) -> tuple[Tensor, ...]:
     return output, *state, x.q.new_empty(output.shape if exact != x.q.dtype else 0, dtype=exact)
 
 
-def _backward(*arguments: Any) -> list[Tensor]:
+def _backward_by_names(*arguments: Any) -> list[Tensor]:
     *inputs, output, state, grad, wanted = arguments
-    x = OperatorInputs(*inputs)
+    return _backward(OperatorInputs(*inputs), output, state, grad, wanted.split())
+
+
+def _backward(
+    x: OperatorInputs, output: Tensor, state: Sequence[Tensor], grad: Tensor, wanted: Sequence[str]
+) -> list[Tensor]:
+    """Gradients of q, k, v and of the tensors that are wanted by name."""
     if x.empty:
         return [tensor.zero_() for tensor in _gradients_like(x, wanted)]
     if x.backend == "triton":
         from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
 
-        found = launch.backward(_for_kernels(x), output, launch.State(*state[:5]), grad, frozenset(wanted.split()))
-        return [found.q, found.k, found.v, *(getattr(found, name) for name in wanted.split())]
+        return launch.backward(x, output, state[0], grad, wanted)
     with torch.no_grad(), no_autocast(x.q):
-        return _closed_form_backward(x, output, state, grad, wanted.split())
+        return _closed_form_backward(x, output, state, grad, wanted)
 
 
 def _closed_form_backward(
-    x: OperatorInputs, output: Tensor, state: list[Tensor], grad: Tensor, wanted: list[str]
+    x: OperatorInputs, output: Tensor, state: Sequence[Tensor], grad: Tensor, wanted: Sequence[str]
 ) -> list[Tensor]:
     p, rows = _problem(x), _places(x.log_row)
     exact = state[5] if state[5].numel() else output
@@ -149,7 +123,7 @@ def _closed_form_backward(
     if x.scale is not None:
         others["scale"] = (dq * _only(at_least_float32(x.q), rows)).sum((-2, -1))
         dq = dq * x.scale[..., None, None]
-    like = _gradients_like(x, " ".join(wanted))[3:]
+    like = _gradients_like(x, wanted)[3:]
     return [
         *(tensor.to(x.q.dtype) for tensor in (dq, dk, dv)),
         *(others[name].view(wish.shape) for name, wish in zip(wanted, like, strict=True)),
@@ -157,18 +131,18 @@ def _closed_form_backward(
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    return _gradients_like(OperatorInputs(*arguments[:-4]), arguments[-1])
+    return _gradients_like(OperatorInputs(*arguments[:-4]), arguments[-1].split())
 
 
-def _gradients_like(x: OperatorInputs, wanted: str) -> list[Tensor]:
-    """Uninitialized results of the backward: of q, k, v and of the tensors that are wanted by name."""
+def _gradients_like(x: OperatorInputs, wanted: Sequence[str]) -> list[Tensor]:
+    """Uninitialized results of the backward."""
     found = []
     for tensor in x[:3]:
         like = gpu.laid_out_like(tensor, tensor.shape[3]) if x.backend == "triton" else tensor.new_empty(tensor.shape)
         found.append(like)
     exact = torch.promote_types(x.q.dtype, torch.float32)
     sizes = {"bias": (*x.q.shape[:3], x.k.shape[2]), "log_row": x.q.shape[:3], "log_column": x.k.shape[:3]}
-    found += [x.q.new_empty(sizes.get(name, x.q.shape[:2]), dtype=exact) for name in wanted.split()]
+    found += [x.q.new_empty(sizes.get(name, x.q.shape[:2]), dtype=exact) for name in wanted]
     return found
 
 
@@ -181,7 +155,7 @@ def _info(*arguments: Any) -> tuple[Tensor, ...]:
         if x.backend == "triton":
             from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
 
-            f, g, row_sums, column_sums = launch.info(_for_kernels(x), launch.State(*state[:5]))
+            f, g, row_sums, column_sums = launch.info(x, state[0])
         else:
             p, run = _problem(x), closed_form.Run(*state[:5])
             f, g = closed_form.potentials(p, run)
@@ -197,8 +171,9 @@ def _fake_info(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:8], *output)
-    ctx.numbers = inputs[8:]
+    x = OperatorInputs(*inputs)
+    ctx.save_for_backward(*x.tensors, *output)
+    ctx.numbers = x.options
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -207,22 +182,27 @@ def _autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     if grad is None:
         return (None,) * len(OperatorInputs._fields)
     saved = ctx.saved_tensors
-    others = OperatorInputs._fields[3:8]
-    wanted = [name for name, needed in zip(others, ctx.needs_input_grad[3:8], strict=True) if needed]
-    direct = _plain(grad) and not torch.is_grad_enabled()  # as it is for a second derivative
-    call = _backward if direct else torch.ops.sinkformer_pl.sinkhorn_attention_backward
-    found = call(*saved[:8], *ctx.numbers, saved[8], saved[9:], grad, " ".join(wanted))
-    by_name = dict(zip(wanted, found[3:], strict=True))
-    return *found[:3], *(by_name.get(name) for name in others), *(None,) * len(ctx.numbers)
+    (*tensors, output), state = saved[:9], saved[9:]
+    wanted = [name for name, needed in zip(_OTHERS, ctx.needs_input_grad[3:8], strict=True) if needed]
+    inputs = *tensors, *ctx.numbers
+    if _plain(grad) and not torch.is_grad_enabled():  # as it is for a second derivative
+        found = _backward(OperatorInputs(*inputs), output, state, grad, wanted)
+    else:
+        operator = torch.ops.sinkformer_pl.sinkhorn_attention_backward
+        found = operator(*inputs, output, state, grad, " ".join(wanted))
+    by_name = dict(zip(wanted, found[3:], strict=True)) if wanted else {}
+    return *found[:3], *[by_name.get(name) for name in _OTHERS], *(None,) * len(ctx.numbers)
 
 
 class _Direct(torch.autograd.Function):
-    """The operator with its backward, without the dispatcher."""
+    """The operator with its backward, without the dispatcher, and without the state as an output."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _forward(*inputs)
-        _setup_context(ctx, inputs, output)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x = OperatorInputs(*inputs)
+        output, *state = _run(x)
+        ctx.save_for_backward(*x.tensors, output, *state)
+        ctx.numbers = x.options
         return output
 
     backward = staticmethod(_autograd)
@@ -267,17 +247,6 @@ def _kept(x: OperatorInputs) -> bool:
     return x.backend == "dense" or (x.backend == "auto" and (x.bias is not None or size <= KEPT_BYTES))
 
 
-def _for_kernels(x: OperatorInputs) -> Any:
-    from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
-
-    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in x[:3])
-    lam = x.lam
-    if lam is None and x.lam_number != 1:
-        lam = q.new_full((1, 1), x.lam_number, dtype=torch.float32).expand(q.shape[:2])
-    scale = x.scale_number if x.scale is None else x.scale
-    return launch.Inputs(q, k, v, x.bias, x.log_row, x.log_column, scale, lam, x.n_iters, x.gradient)
-
-
 def _places(log_marginal: Tensor | None) -> Tensor | None:
     """Where there is mass, (B, H, tokens, 1) bool; None is everywhere."""
     return None if log_marginal is None else (log_marginal > -torch.inf)[..., None]
@@ -294,7 +263,7 @@ torch.library.define(
 torch.library.define(f"{_NAME}_info", f"({_INPUTS}, Tensor[] state) -> (Tensor, Tensor, Tensor, Tensor)")
 for _name, _function, _shapes in (
     (_NAME, _forward, _fake),
-    (f"{_NAME}_backward", _backward, _fake_backward),
+    (f"{_NAME}_backward", _backward_by_names, _fake_backward),
     (f"{_NAME}_info", _info, _fake_info),
 ):
     torch.library.impl(_name, "default", _function)

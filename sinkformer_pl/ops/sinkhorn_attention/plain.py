@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sinkformer_pl.ops.marginals import Marginals
 from sinkformer_pl.ops.precision import at_least_float32
-from sinkformer_pl.ops.sinkhorn_attention.operator import OperatorInputs
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 from sinkformer_pl.ops.sinkhorn_attention.reference import reference_attention
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
+
 triton = pytest.importorskip("triton", reason="Triton isn't installed: there are no kernels to compile")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 ASTSource = pytest.importorskip("triton.compiler").ASTSource
-inputs, launch, *KERNELS = (
+problem, launch, *KERNELS = (
     importlib.import_module(f"sinkformer_pl.ops.sinkhorn_attention.gpu.{name}")
     for name in (
-        "inputs", "launch", "keys_on_chip", "queries_on_chip", "on_chip", "streaming_forward", "streaming_backward"
+        "problem", "launch", "keys_on_chip", "queries_on_chip", "on_chip", "streaming_forward", "streaming_backward"
     )
 )  # fmt: skip
 
@@ -44,7 +46,7 @@ def recorded(limit: int) -> Iterator[list]:
             for name, kernel in list(vars(module).items()):
                 if isinstance(kernel, triton.runtime.jit.JITFunction) and kernel.fn.__module__ == module.__name__:
                     patch.setattr(module, name, Recorder(kernel))
-        patch.setattr(inputs, "shared_memory", lambda device: limit)
+        patch.setattr(problem, "shared_memory", lambda device: limit)
         yield calls
 
 
@@ -97,17 +99,18 @@ def kernels_of(size, dtype, limit, features):
     def tokens(n):
         return torch.empty(2, n, 3, width, dtype=dtype).transpose(1, 2)
 
-    x = inputs.Inputs(
+    x = OperatorInputs(
         tokens(queries), tokens(keys), tokens(keys),
         torch.empty(2, 3, queries, keys) if biased else None,
         torch.empty(2, 1, queries).expand(2, 3, -1) if masked else None,
         torch.empty(2, 1, keys).expand(2, 3, -1) if masked else None,
-        torch.empty(2, 3) if masked else 0.125, torch.empty(2, 3) if damped else None, n_iters, "unrolled",
+        torch.empty(2, 3) if masked else None, torch.empty(2, 3) if damped else None,
+        1.0 if masked else 0.125, 1.0, n_iters, "unrolled", "triton",
     )  # fmt: skip
-    wanted = frozenset({"bias"} if biased else ()) | frozenset({"scale", "lam", "log_row"} if masked else ())
+    wanted = ["bias"] * biased + ["scale", "lam", "log_row"] * masked
     with recorded(limit) as calls:
-        output, state = launch.forward(x)
-        launch.backward(x, output, state, output, wanted)
+        output, memory = launch.forward(x)
+        launch.backward(x, output, memory, output, wanted)
     seen = {}
     for kernel, arguments, constants in calls:
         seen[kernel.fn.__module__, kernel.fn.__name__, tuple(value is None for value in arguments)] = (

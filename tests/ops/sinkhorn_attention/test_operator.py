@@ -6,7 +6,7 @@ import torch
 from sinkformer_pl.models import SetTransformer, VisionTransformer
 from sinkformer_pl.normalizations import GumbelSinkhorn, LowRankSinkhorn, SemiUnbalancedSinkhorn, Sinkhorn
 from sinkformer_pl.ops import AttentionMask, sinkhorn_attention
-from sinkformer_pl.ops.sinkhorn_attention.operator import OperatorInputs
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 
 
 def operator_inputs(backend, dtype=torch.float32, everything=False):

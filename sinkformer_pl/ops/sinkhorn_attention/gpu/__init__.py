@@ -43,9 +43,9 @@ def laid_out_like(tensor: Tensor, width: int) -> Tensor:
     So the output fits what made the queries: the projections around attention, or tensors (B, H, N, D) as they are.
     """
     b, h, n, _ = tensor.shape
-    if tensor.stride(1) < tensor.stride(2):
-        return tensor.new_empty(b, n, h, width).transpose(1, 2)
-    return tensor.new_empty(b, h, n, width)
+    tokens_first = tensor.stride(1) < tensor.stride(2)
+    steps = (width, h * width) if tokens_first else (n * width, width)
+    return tensor.new_empty_strided((b, h, n, width), (n * h * width, *steps, 1))
 
 
 @cache

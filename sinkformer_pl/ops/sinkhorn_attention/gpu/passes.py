@@ -1,35 +1,54 @@
 """The passes of the streaming kernels, in their order."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.sinkhorn_attention.gpu import streaming_backward, streaming_forward
-from sinkformer_pl.ops.sinkhorn_attention.gpu.inputs import NONE, Gradients, Problem, State, strides
-from sinkformer_pl.ops.sinkhorn_attention.gpu.start import start
+from sinkformer_pl.ops.sinkhorn_attention.gpu.problem import NONE, Problem, strides
 from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
 
 UNROLLED = 10
 """Column steps up to which the kernels of dQ and dK have no loop over them."""
 
 
-def forward(p: Problem, output: Tensor, state: State) -> None:
+class Cotangents(NamedTuple):
+    """What the gradients of marginals, scale and lam are sums of.
+
+    Attributes:
+        delta: of the last row step, (N, Q).
+        row_steps: of all row steps before it, (row steps, N, Q), or None.
+        column_steps: of all column steps, (column steps, N, K), or None.
+        scale: parts of the gradient of the scale, N of them or a multiple, or None.
+    """
+
+    delta: Tensor
+    row_steps: Tensor | None
+    column_steps: Tensor | None
+    scale: Tensor | None
+
+
+def forward(p: Problem, output: Tensor) -> None:
     """Fill the output and the state."""
-    f, g, nu = state.f, state.g, state.nu
+    f, g, nu = p.state.f, p.state.g, p.state.nu
     for t in range(p.pairs):
         # Undamped sums after the first are bounded by those before: they need no maximum.
         maximum = t == 0 or p.damped
         _half_step(p, f[t], None if t == 0 else g[t], None if maximum else f[t - 1], None)
         _half_step(p, g[t + 1], f[t], None if maximum else g[t], nu[t])
-    g[0].zero_() if p.x.log_column is None else _free_potential(p, g[0])
+    if p.x.log_column is None:
+        p.call(Tensor.zero_, g[0])
+    else:
+        p.call(_free_potential, g[0], p.x.log_column)
     x, tile = p.x, p.tiles.forward
     blocks = -(-p.queries // tile.rows)
-    start(
+    p.start(
         streaming_forward.forward, p.n * blocks,
-        x.q, x.k, x.v, x.bias, x.log_row, x.log_column, p.scale, output, f[p.pairs - 1], f[-1], g[-1],
-        *p.q, *p.k, *p.v, *strides(output), *p.bias, *p.row, *p.column, *p.scales,
-        p.number, p.heads, p.queries, p.keys, blocks,
+        (*x.tensors[:7], output, f[p.pairs - 1], f[-1], g[-1]),
+        (*p.q, *p.k, *p.v, *strides(output), *p.bias, *p.row, *p.column, *p.scales,
+         p.number, p.heads, p.queries, p.keys, blocks),
         **p.widths, BQ=tile.rows, BK=tile.columns, FREE=p.pairs == 0, EVEN=p.even,
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
@@ -42,21 +61,18 @@ def _half_step(p: Problem, potential: Tensor, other: Tensor | None, before: Tens
     column = nu is not None
     (a, sa, la, sla, na), (b, sb, lb, slb, nb) = reversed(sides) if column else sides
     blocks = -(-na // tile.rows)
-    start(
+    p.start(
         streaming_forward.half_step, p.n * blocks,
-        a, b, x.bias, la, lb, p.scale, x.lam, other, before, potential, nu,
-        *sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if column else bias[2:])), *sla, *slb, *p.scales, *p.lams,
-        p.number, p.uniform if column else 0.0, p.heads, na, nb, blocks,
+        (a, b, x.bias, la, lb, x.scale, x.lam, other, before, potential, nu),
+        (*sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if column else bias[2:])), *sla, *slb, *p.scales, *p.lams,
+         p.number, p.uniform if column else 0.0, p.heads, na, nb, blocks),
         **p.key_width, BA=tile.rows, BB=tile.columns, FREE=other is None, MAXIMUM=before is None, COLUMN=column,
         DAMPED=p.damped, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
-def _free_potential(p: Problem, g: Tensor) -> None:
-    column = p.x.log_column
-    assert column is not None
-    shape = p.n // p.heads, p.heads, p.keys
-    g.view(shape).copy_(torch.where(column > NONE, 0.0, NONE).expand(shape))
+def _free_potential(g: Tensor, log_column: Tensor) -> None:
+    g.view(log_column.shape).copy_(torch.where(log_column > NONE, 0.0, NONE))
 
 
 def matvec(p: Problem, f: Tensor, g: Tensor, vector: Tensor | None, *, transposed: bool = False) -> Tensor:
@@ -65,69 +81,62 @@ def matvec(p: Problem, f: Tensor, g: Tensor, vector: Tensor | None, *, transpose
     sides = (x.q, p.q, f, p.queries), (x.k, p.k, g, p.keys)
     (a, sa, fa, na), (b, sb, fb, nb) = reversed(sides) if transposed else sides
     blocks, y = -(-na // tile.rows), p.steps(1, na)[0]
-    start(
+    p.start(
         streaming_forward.matvec, p.n * blocks,
-        a, b, x.bias, p.scale, fa, fb, vector, y,
-        *sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if transposed else bias[2:])), *p.scales,
-        p.number, p.heads, na, nb, blocks,
+        (a, b, x.bias, x.scale, fa, fb, vector, y),
+        (*sa, *sb, *(bias[:2] + (bias[3:] + bias[2:3] if transposed else bias[2:])), *p.scales,
+         p.number, p.heads, na, nb, blocks),
         **p.key_width, BA=tile.rows, BB=tile.columns, MASKED=p.masked, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return y
 
 
-def backward(
-    p: Problem, output: Tensor, state: State, grad: Tensor, found: Gradients, wanted: frozenset[str]
-) -> tuple[State, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Fill the gradients of q, k, v and bias; return the cotangents and parts that the other gradients are sums of.
-
-    These are: the state of the steps that they belong to, the cotangents of the last row step (N, Q), of all row steps
-    before it (row steps, N, Q) and of all column steps (column steps, N, K), and the parts of that of the scale.
-    """
-    x = p.x
-    f, g, nu = state.f, state.g, state.nu
+def backward(p: Problem, output: Any, grad: Any, gradients: tuple[Any, ...], wanted: Sequence[str]) -> Cotangents:
+    """Fill the gradients of q, k, v and bias, and return what the others are sums of."""
+    x, (dq, dk, dv, dbias) = p.x, gradients
+    f, g, nu = p.state.f, p.state.g, p.state.nu
     unrolled = x.gradient == "unrolled" and p.pairs > 0
     terms = p.pairs if unrolled else 1
     delta = p.steps(1, p.queries)[0]
     ce, cf, xe, we = (p.steps(terms, size) for size in (p.queries, p.queries, p.keys, p.keys))
     tile = p.tiles.values
     blocks = -(-p.queries // 64)
-    start(
+    p.start(
         streaming_backward.output_cotangents, p.n * blocks,
-        output, grad, f[0] if unrolled else None, f[-1], delta, ce[0], *strides(output), *strides(grad),
-        p.heads, p.queries, blocks, DV=p.widths["DV"], DVB=p.widths["DVB"], BQ=64, DAMPED=p.damped, warps=4, stages=3,
+        (output, grad, f[0] if unrolled else None, f[-1], delta, ce[0]),
+        (*strides(output), *strides(grad), p.heads, p.queries, blocks),
+        DV=p.widths["DV"], DVB=p.widths["DVB"], BQ=64, DAMPED=p.damped, warps=4, stages=3,
     )  # fmt: skip
-    gb = p.steps(p.pairs if unrolled else 1, p.keys) if not unrolled or wanted & {"log_column", "lam"} else None
+    gb = p.steps(p.pairs if unrolled else 1, p.keys) if not unrolled or {"log_column", "lam"} & set(wanted) else None
     fb = p.steps(p.pairs, p.queries) if unrolled and "log_row" in wanted else None
     lam_gb, inverse_fb = (p.steps(1, p.keys)[0], p.steps(1, p.queries)[0]) if unrolled else (None, None)
     last = p.pairs - 1
     blocks = -(-p.keys // tile.columns)
-    start(
+    p.start(
         streaming_backward.value_gradients, p.n * blocks,
-        x.q, x.k, x.v, x.bias, x.log_row, p.scale, x.lam, grad, f[-1], g[-1], g[last] if unrolled else None,
-        nu[last] if unrolled else None, delta, found.v, gb[-1] if gb is not None else None, lam_gb, xe[-1], we[-1],
-        *p.q, *p.k, *p.v, *strides(grad), *p.bias, *p.row, *p.scales, *p.lams, *strides(found.v),
-        p.number, p.heads, p.queries, p.keys, blocks,
+        (x.q, x.k, x.v, x.bias, x.log_row, x.scale, x.lam, grad, f[-1], g[-1], g[last] if unrolled else None,
+         nu[last] if unrolled else None, delta, dv, gb[-1] if gb is not None else None, lam_gb, xe[-1], we[-1]),
+        (*p.q, *p.k, *p.v, *strides(grad), *p.bias, *p.row, *p.scales, *p.lams, *strides(dv),
+         p.number, p.heads, p.queries, p.keys, blocks),
         **p.widths, BQ=tile.rows, BK=tile.columns, DAMPED=p.damped, MASKED=p.masked, STEPS=unrolled,
         EVEN=p.even and x.gradient != "implicit",
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     if unrolled:
         for t in range(last, 0, -1):
-            _row_cotangents(p, state, t, lam_gb, delta, fb, inverse_fb, ce[t], cf[t])
-            _column_cotangents(p, state, t, inverse_fb, gb, lam_gb, xe, we)
+            _row_cotangents(p, t, lam_gb, delta, fb, inverse_fb, ce[t], cf[t])
+            _column_cotangents(p, t, inverse_fb, gb, lam_gb, xe, we)
     elif x.gradient == "implicit":
         delta, gb = _implicit_terms(p, f[-1], g[-1], gb, delta, ce, cf, xe, we)
-        state = state._replace(nu=state.nu[-1:])
     else:
-        _last_row_term(p, g, delta, (ce, cf, xe, we))
+        _last_row_term(p, delta, ce, cf, xe, we)
         gb = None
-    dscale = _query_and_key_gradients(p, state, grad, found, delta, (ce, cf, xe, we), fb, "scale" in wanted)
-    return state, delta, fb, gb, dscale
+    dscale = _query_and_key_gradients(p, grad, (dq, dk, dbias), delta, (ce, cf, xe, we), fb, "scale" in wanted)
+    return Cotangents(delta, fb, gb, dscale)
 
 
 def _row_cotangents(
     p: Problem,
-    state: State,
     t: int,
     lam_gb: Any,
     delta: Tensor,
@@ -136,28 +145,28 @@ def _row_cotangents(
     ce: Tensor,
     cf: Tensor,
 ) -> None:
-    x, tile = p.x, p.tiles.half_step
+    x, tile, f, nu = p.x, p.tiles.half_step, p.state.f, p.state.nu
     blocks = -(-p.queries // tile.rows)
-    start(
+    p.start(
         streaming_backward.row_cotangents, p.n * blocks,
-        x.q, x.k, x.bias, p.scale, x.log_row, state.f[t], state.f[-1], state.nu[t], lam_gb, delta,
-        fb[t] if fb is not None else None, inverse_fb, ce, cf,
-        *p.q, *p.k, *p.bias, *p.scales, *p.row, p.number, p.heads, p.queries, p.keys, blocks,
+        (x.q, x.k, x.bias, x.scale, x.log_row, f[t], f[-1], nu[t], lam_gb, delta,
+         fb[t] if fb is not None else None, inverse_fb, ce, cf),
+        (*p.q, *p.k, *p.bias, *p.scales, *p.row, p.number, p.heads, p.queries, p.keys, blocks),
         **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, MASKED=p.masked,
         FROM_OUTPUT=p.even and t == p.pairs - 1, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
 
 
 def _column_cotangents(
-    p: Problem, state: State, t: int, inverse_fb: Any, gb: Tensor | None, lam_gb: Any, xe: Tensor, we: Tensor
+    p: Problem, t: int, inverse_fb: Any, gb: Tensor | None, lam_gb: Any, xe: Tensor, we: Tensor
 ) -> None:
-    x, tile, g = p.x, p.tiles.half_step, state.g
+    x, tile, (f, g, nu, *_) = p.x, p.tiles.half_step, p.state
     blocks = -(-p.keys // tile.rows)
-    start(
+    p.start(
         streaming_backward.column_cotangents, p.n * blocks,
-        x.q, x.k, x.bias, p.scale, x.lam, state.f[t], g[t], state.nu[t], inverse_fb, g[-1], g[t - 1], state.nu[t - 1],
-        gb[t - 1] if gb is not None else None, lam_gb, xe[t - 1], we[t - 1],
-        *p.q, *p.k, *p.bias, *p.scales, *p.lams, p.number, p.heads, p.queries, p.keys, blocks,
+        (x.q, x.k, x.bias, x.scale, x.lam, f[t], g[t], nu[t], inverse_fb, g[-1], g[t - 1], nu[t - 1],
+         gb[t - 1] if gb is not None else None, lam_gb, xe[t - 1], we[t - 1]),
+        (*p.q, *p.k, *p.bias, *p.scales, *p.lams, p.number, p.heads, p.queries, p.keys, blocks),
         **p.key_width, BA=tile.rows, BB=tile.columns, DAMPED=p.damped, MASKED=p.masked,
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
@@ -167,7 +176,7 @@ def _implicit_terms(
     p: Problem, f: Tensor, g: Tensor, gb: Any, delta: Tensor, ce: Tensor, cf: Tensor, xe: Tensor, we: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Fill the terms of the converged plan; return the cotangents of f (N, Q) and g (1, N, K) at the fixed point."""
-    inverse = _inverse_rows(p)
+    inverse = _inverse_rows(p.x.log_row, delta)
     column_sums = matvec(p, f, g, None, transposed=True)
     there = column_sums > 0
     safe = torch.where(there, column_sums, 1.0)
@@ -185,29 +194,36 @@ def _implicit_terms(
     return delta, cotangent[None]
 
 
-def _last_row_term(p: Problem, g: Tensor, delta: Tensor, terms: tuple[Tensor, ...]) -> None:
+def _last_row_term(p: Problem, delta: Tensor, *terms: Tensor) -> None:
     """The term of a last row step before a column step that is held constant."""
     for term in terms:
-        term.zero_()
+        p.call(Tensor.zero_, term)
     if p.even:
-        terms[1][0] = delta * _inverse_rows(p)
-        there = (g[-2] > NONE / 10) & (g[-1] > NONE / 10)
-        terms[3][0] = torch.where(there, (g[-2] - g[-1]).exp2(), 0.0)
+        _, cf, _, we = terms
+        g = p.state.g
+        p.call(_fill_last_row_term, cf[0], we[0], delta, g[-2], g[-1], *([] if p.x.log_row is None else [p.x.log_row]))
+
+
+def _fill_last_row_term(
+    cf: Tensor, we: Tensor, delta: Tensor, before: Tensor, last: Tensor, log_row: Tensor | None = None
+) -> None:
+    cf.copy_(delta * _inverse_rows(log_row, delta))
+    there = (before > NONE / 10) & (last > NONE / 10)
+    we.copy_(torch.where(there, (before - last).exp2(), 0.0))
 
 
 def _query_and_key_gradients(
     p: Problem,
-    state: State,
     grad: Tensor,
-    found: Gradients,
+    gradients: tuple[Any, ...],
     delta: Tensor,
     terms: tuple[Tensor, ...],
     fb: Tensor | None,
     with_scale: bool,
 ) -> Tensor | None:
     """Fill dQ, dK and the gradient of the bias; return the parts of that of the scale."""
-    x, unrolled = p.x, p.x.gradient == "unrolled" and p.pairs > 0
-    nu = state.nu if p.damped else None
+    x, unrolled, (dq, dk, dbias) = p.x, p.x.gradient == "unrolled" and p.pairs > 0, gradients
+    nu = p.state.nu if p.damped else None
     number = terms[0].shape[0]
     flags: dict[str, Any] = {
         "DAMPED": p.damped and unrolled,
@@ -215,32 +231,30 @@ def _query_and_key_gradients(
         "LAST_ROW": not p.even and x.gradient != "implicit",
         "TERMS": number if number <= UNROLLED else 0,
     }
-    common = x.q, x.k, x.v, x.bias, x.log_row, p.scale, grad, state.f[-1], state.g[-1], nu, delta, *terms
+    common = x.q, x.k, x.v, x.bias, x.log_row, x.scale, grad, p.state.f[-1], p.state.g[-1], nu, delta, *terms
     numbers = p.number, p.heads, p.queries, p.keys, p.n, number
     places = *p.q, *p.k, *p.v, *strides(grad), *p.bias, *p.row, *p.scales
     tile = p.tiles.queries
     blocks = -(-p.queries // tile.rows)
     dscale = p.steps(blocks, 1) if with_scale else None
-    start(
+    p.start(
         streaming_backward.query_gradients, p.n * blocks,
-        *common, fb[0] if fb is not None else None, found.q, dscale, *places, *strides(found.q), *numbers, blocks,
+        (*common, fb[0] if fb is not None else None, dq, dscale), (*places, *strides(dq), *numbers, blocks),
         **p.widths, BQ=tile.rows, BK=tile.columns, **flags, OPEN=unrolled, FROM_OUTPUT=p.even and p.pairs == 1,
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     tile = p.tiles.keys
     blocks = -(-p.keys // tile.columns)
-    start(
+    p.start(
         streaming_backward.key_gradients, p.n * blocks,
-        *common, found.k, found.bias, *places, *strides(found.k), *numbers, blocks,
+        (*common, dk, dbias), (*places, *strides(dk), *numbers, blocks),
         **p.widths, BQ=tile.rows, BK=tile.columns, **flags, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dscale
 
 
-def _inverse_rows(p: Problem) -> Tensor:
+def _inverse_rows(log_row: Tensor | None, like: Tensor) -> Tensor:
     """1 / row marginals, (N, Q) or broadcastable to it."""
-    row = p.x.log_row
-    if row is None:
-        return p.x.q.new_ones(1, 1, dtype=torch.float32)
-    row = row.expand(p.n // p.heads, p.heads, p.queries).reshape(p.n, p.queries)
-    return torch.where(row > NONE, (-row).exp(), 0.0)
+    if log_row is None:
+        return like.new_ones(1, 1)
+    return torch.where(log_row > NONE, (-log_row).exp(), 0.0).reshape(like.shape)
