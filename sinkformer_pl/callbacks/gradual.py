@@ -1,6 +1,8 @@
 """Move a network from softmax to another normalization in the course of a training."""
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from typing_extensions import override
@@ -14,8 +16,8 @@ class Gradual(pl.Callback):
     """Raise the share of every `Blend` from 0, which is softmax, to the one that it was made with, step by step.
 
     The share is linear in the optimizer steps. A checkpoint has the share of its time, with which it is evaluated;
-    `best.ckpt` is chosen among the validations at the final share. Epochs log it as `train/share`. In a network
-    without a `Blend` nothing is moved, and a warning says so.
+    `best.ckpt` is chosen among the validations at the final share, and EarlyStopping begins to count there. Epochs log
+    it as `train/share`. In a network without a `Blend` nothing is moved, and a warning says so.
 
     Attributes:
         unfinished: the share isn't yet the final one.
@@ -53,6 +55,9 @@ class Gradual(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         if trainer.global_step <= self._steps:
             _move(_blends(pl_module), trainer.global_step / self._steps)
+        if self.unfinished:
+            for stopper in trainer.early_stopping_callbacks:
+                _begin_anew(stopper)
         self.unfinished = self.unfinished and trainer.global_step < self._steps
 
     @override
@@ -73,6 +78,12 @@ class Gradual(pl.Callback):
 
 def _blends(network: nn.Module) -> list[Blend]:
     return [module for module in network.modules() if isinstance(module, Blend)]
+
+
+def _begin_anew(stopper: EarlyStopping) -> None:
+    """Forget what was validated: the metrics of another network are nothing to improve on."""
+    stopper.wait_count = 0
+    stopper.best_score = torch.tensor(torch.inf if stopper.mode == "min" else -torch.inf)
 
 
 def _move(blends: list[Blend], done: float) -> None:

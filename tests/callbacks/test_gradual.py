@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 
 from sinkformer_pl.callbacks import EMA, Gradual
 from sinkformer_pl.data import ProceduralShapes
@@ -118,3 +119,20 @@ def test_the_best_checkpoint_is_one_with_the_final_share(tmp_path):
             enable_checkpointing=True,
         )
     assert not unmet.best_model_path
+
+
+def test_early_stopping_counts_from_the_final_share_on():
+    class Worse(pl.Callback):
+        """Each validation is worse than the one before."""
+
+        def on_validation_end(self, trainer, pl_module):
+            trainer.callback_metrics["worse"] = torch.tensor(-float(trainer.current_epoch))
+
+    def stop():
+        return EarlyStopping("worse", patience=2, mode="max", check_on_train_epoch_end=True)
+
+    # The share is final from the validation of the third epoch on: it is the best one, and two more end the training.
+    trainer, _, watch = fitted(Gradual("3 epochs"), more=[Worse(), stop()], max_epochs=20)
+    assert watch.validated == pytest.approx([1 / 3, 2 / 3, 1, 1, 1], abs=1e-6)
+    trainer, *_ = fitted(Gradual("3 epochs"), Sinkhorn, more=[Worse(), stop()], max_epochs=20)
+    assert trainer.current_epoch == 3, "there is nothing to wait for"
