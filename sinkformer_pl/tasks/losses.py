@@ -42,8 +42,8 @@ class Loss(nn.Module, ABC):
             logits: (B, C).
             target: (B,) or (B, C).
             class_weights: (C,). Of class indices the mean is weighted: divided by the weights of the batch, as PyTorch
-                does. Of multi-label targets a class's losses are times its weight where it holds, as under PyTorch's
-                `pos_weight`.
+                does, and 0 where these are all 0. Of multi-label targets a class's losses are times its weight where it
+                holds, as under PyTorch's `pos_weight`.
             label_smoothing: share of a target that goes to all classes, or, of multi-label ones, to both answers alike.
         """
         losses = self.smoothed(logits, target, label_smoothing) if label_smoothing else self(logits, target)
@@ -52,7 +52,7 @@ class Loss(nn.Module, ABC):
         if target.ndim == 2:
             return (losses * (1 + (class_weights - 1) * target)).mean()
         weights = class_weights[target]
-        return (losses * weights).sum() / weights.sum()
+        return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
     def smoothed(self, logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
         """Return the losses under label smoothing; those of class indices are up to classes that take it."""
@@ -76,7 +76,13 @@ class CrossEntropy(Loss):
     ) -> Tensor:
         if target.ndim == 2:
             return super().mean(logits, target, class_weights=class_weights, label_smoothing=label_smoothing)
-        return F.cross_entropy(logits, target, weight=class_weights, label_smoothing=label_smoothing)
+        if class_weights is None:
+            return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+        # PyTorch's mean is 0 / 0 where all samples weigh nothing.
+        nothing = class_weights[target].sum() == 0
+        return ~nothing * F.cross_entropy(
+            logits, target, weight=class_weights + nothing, label_smoothing=label_smoothing
+        )
 
 
 class FocalLoss(Loss):

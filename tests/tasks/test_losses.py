@@ -43,6 +43,13 @@ def test_a_loss_of_ones_own_is_weighted_as_pytorch_does(weights):
     )
 
 
+@pytest.mark.parametrize("loss", [CrossEntropy, FocalLoss, Plain])
+def test_a_batch_of_classes_without_weight_moves_nothing(loss):
+    logits = LOGITS.clone().requires_grad_()
+    loss().mean(logits, torch.zeros_like(CLASSES), class_weights=torch.tensor([0.0, 1.0, 1.0, 1.0])).backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
 @pytest.mark.parametrize("loss", [CrossEntropy, FocalLoss])
 def test_weights_of_multi_label_classes_are_those_of_positives(loss):
     loss = loss() if loss is CrossEntropy else loss(gamma=0.0)
