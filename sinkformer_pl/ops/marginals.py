@@ -37,24 +37,39 @@ def uniform_marginals(scores: Tensor, mask: AttentionMask) -> Marginals:
     Raises:
         NotImplementedError: a mask with `pairs`.
     """
-    if mask.pairs is not None:
-        raise NotImplementedError(
-            "Sinkhorn can't honour forbidden pairs: a doubly stochastic matrix with that pattern may not exist (the "
-            "only causal one is the identity); use Softmax, or a mask of queries and keys alone, which "
-            "AttentionMask.from_padding makes of padding"
-        )
+    _require_no_pairs(mask)
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if mask.query is None and mask.key is None:
         leading = (1,) * (scores.ndim - 2)
         log_ratio = math.log(max(scores.shape[-2], 1) / max(scores.shape[-1], 1))
         zeros = torch.zeros((*leading, scores.shape[-2], 1), dtype=dtype, device=scores.device)
         return Marginals(zeros, zeros.new_full((*leading, 1, scores.shape[-1]), log_ratio), None, None)
+    log_row, log_column = uniform_log_marginals(scores, mask)
+    rows, columns = log_row > -torch.inf, log_column > -torch.inf
+    return Marginals(only(log_row, rows), only(log_column, columns), rows, columns)
+
+
+def uniform_log_marginals(scores: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor]:
+    """Take the logarithms of uniform marginals: (..., Q, 1) and (..., 1, K) or broadcastable to it, -inf without mass.
+
+    Arguments and errors as of `uniform_marginals`, in fewer operations: small ones, but a GPU waits for each.
+    """
+    _require_no_pairs(mask)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
     queries, keys = mask.query_column(scores), mask.key_row(scores)
-    num_queries = queries.sum(-2, keepdim=True).to(dtype)
-    num_keys = keys.sum(-1, keepdim=True).to(dtype)
-    rows, columns = queries & (num_keys > 0), keys & (num_queries > 0)
-    log_column = (num_queries.clamp(min=1) / num_keys.clamp(min=1)).log().expand(columns.shape)
-    return Marginals(torch.zeros_like(rows, dtype=dtype), log_column, rows, columns)
+    num_queries, num_keys = queries.sum(-2, keepdim=True, dtype=dtype), keys.sum(-1, keepdim=True, dtype=dtype)
+    # A sample without queries has no mass at its keys, one without keys none at its queries.
+    column = torch.where(keys, num_queries / num_keys, 0.0)
+    return (queries & (num_keys > 0)).to(dtype).log(), column.log()
+
+
+def _require_no_pairs(mask: AttentionMask) -> None:
+    if mask.pairs is not None:
+        raise NotImplementedError(
+            "Sinkhorn can't honour forbidden pairs: a doubly stochastic matrix with that pattern may not exist (the "
+            "only causal one is the identity); use Softmax, or a mask of queries and keys alone, which "
+            "AttentionMask.from_padding makes of padding"
+        )
 
 
 def given_marginals(scores: Tensor, mask: AttentionMask, row: Tensor, column: Tensor) -> Marginals:

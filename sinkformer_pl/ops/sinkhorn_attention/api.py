@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.forbidden import forbid
-from sinkformer_pl.ops.marginals import Marginals, given_marginals, only, uniform_marginals
+from sinkformer_pl.ops.marginals import Marginals, given_marginals, only, uniform_log_marginals, uniform_marginals
 from sinkformer_pl.ops.mask import AttentionMask
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast, per_head
 from sinkformer_pl.ops.sinkhorn import Plan, require_half_steps, require_lam
@@ -102,11 +102,15 @@ def sinkhorn_attention(
     whole = all(x is None for x in (given.query, given.key, given.pairs, bias, row_marginal, column_marginal))
     if whole and backend != "reference" and not return_info:
         # The operator knows the uniform marginals of whole samples: making them would take two kernels a call.
-        x = _operator_inputs(query, key, value, None, None, False, scale, lam, n_iters, gradient, backend)
+        x = _operator_inputs(query, key, value, None, None, None, scale, lam, n_iters, gradient, backend)
         return _with_axes_of(query, attend(x))
     # Functions of shapes alone take it in the place of the scores, which are not formed.
     like_scores = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
     bias, mask = forbid(bias, mask, like_scores)
+    if row_marginal is None and column_marginal is None and backend != "reference" and not return_info:
+        logs = uniform_log_marginals(like_scores, mask)
+        x = _operator_inputs(query, key, value, bias, *logs, scale, lam, n_iters, gradient, backend)
+        return _with_axes_of(query, attend(x))
     marginals = _marginals(like_scores, given, mask, row_marginal, column_marginal)
     if backend == "reference":
         with no_autocast(query):
@@ -118,9 +122,10 @@ def sinkhorn_attention(
             plan = Plan(*(tensor.detach() for tensor in plan))
             found: tuple[Tensor, ...] = (plan.f[..., 0], plan.g[..., 0, :], plan.weights.sum(-1), plan.weights.sum(-2))
     else:
-        x = _operator_inputs(
-            query, key, value, bias, marginals, row_marginal is not None, scale, lam, n_iters, gradient, backend
-        )
+        log_row = log_column = None
+        if row_marginal is not None or marginals.rows is not None:
+            log_row, log_column = _log(marginals.log_row, marginals.rows), _log(marginals.log_column, marginals.columns)
+        x = _operator_inputs(query, key, value, bias, log_row, log_column, scale, lam, n_iters, gradient, backend)
         if not return_info:
             return _with_axes_of(query, attend(x))
         output, parts = attend_with_info(x)
@@ -169,8 +174,8 @@ def _operator_inputs(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
-    marginals: Marginals | None,
-    given: bool,
+    log_row: Tensor | None,
+    log_column: Tensor | None,
     scale: float | Tensor,
     lam: float | Tensor,
     n_iters: int,
@@ -190,19 +195,13 @@ def _operator_inputs(
         tensor if len(leading) == 2 else tensor.reshape(samples, heads, *tensor.shape[-2:])
         for tensor in (query, key, value)
     )
-    log_row = log_column = None
-    if marginals is not None and (given or marginals.rows is not None):
-        log_row = _log_marginal(marginals.log_row, marginals.rows)[..., 0]
-        log_column = _log_marginal(marginals.log_column, marginals.columns)[..., 0, :]
-        log_row, log_column = by_head(log_row, queries), by_head(log_column, keys)
-    bias = None if bias is None else by_head(bias, queries, keys)
     return OperatorInputs(
         q,
         k,
         v,
-        bias,
-        log_row,
-        log_column,
+        None if bias is None else by_head(bias, queries, keys),
+        None if log_row is None else by_head(log_row[..., 0], queries),
+        None if log_column is None else by_head(log_column[..., 0, :], keys),
         by_head(scale) if isinstance(scale, Tensor) else None,
         by_head(lam) if isinstance(lam, Tensor) else None,
         1.0 if isinstance(scale, Tensor) else float(scale),
@@ -213,7 +212,8 @@ def _operator_inputs(
     )
 
 
-def _log_marginal(log: Tensor, places: Tensor | None) -> Tensor:
+def _log(log: Tensor, places: Tensor | None) -> Tensor:
+    """The logarithm of a marginal, -inf without mass."""
     return log if places is None else log.where(places, -torch.inf)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sinkformer_pl.ops.precision import at_least_float32, no_autocast
 from sinkformer_pl.ops.sinkhorn_attention import closed_form, gpu
@@ -37,8 +38,12 @@ def attend(x: OperatorInputs) -> Tensor:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Tell a tensor with values, for which the dispatcher is left out: it takes as long as a small kernel."""
-    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
+    """Tell a tensor with values, for which the dispatcher is left out: it takes as long as a small kernel.
+
+    Not under a dispatch mode, such as that of selective checkpointing, which is to see one operator.
+    """
+    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return not watched and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def attend_with_info(x: OperatorInputs) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -58,9 +63,9 @@ def _run(x: OperatorInputs) -> tuple[Tensor, ...]:
     if x.empty:
         return tuple(tensor.zero_() for tensor in _like(x))
     if x.backend == "triton":
-        from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+        from sinkformer_pl.ops.sinkhorn_attention.gpu import attention
 
-        return launch.forward(x)
+        return attention.forward(x)
     with torch.no_grad(), no_autocast(x.q):
         output, run = closed_form.forward(_problem(x))
         output = output.view(*x.q.shape[:3], -1)
@@ -100,9 +105,9 @@ def _backward(
     if x.empty:
         return [tensor.zero_() for tensor in _gradients_like(x, wanted)]
     if x.backend == "triton":
-        from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+        from sinkformer_pl.ops.sinkhorn_attention.gpu import attention
 
-        return launch.backward(x, output, state[0], grad, wanted)
+        return attention.backward(x, output, state[0], grad, wanted)
     with torch.no_grad(), no_autocast(x.q):
         return _closed_form_backward(x, output, state, grad, wanted)
 
@@ -153,9 +158,9 @@ def _info(*arguments: Any) -> tuple[Tensor, ...]:
         if x.empty:
             return tuple(tensor.zero_() for tensor in _fake_info(*arguments))
         if x.backend == "triton":
-            from sinkformer_pl.ops.sinkhorn_attention.gpu import launch
+            from sinkformer_pl.ops.sinkhorn_attention.gpu import attention
 
-            f, g, row_sums, column_sums = launch.info(x, state[0])
+            f, g, row_sums, column_sums = attention.info(x, state[0])
         else:
             p, run = _problem(x), closed_form.Run(*state[:5])
             f, g = closed_form.potentials(p, run)
@@ -203,6 +208,7 @@ class _Direct(torch.autograd.Function):
         output, *state = _run(x)
         ctx.save_for_backward(*x.tensors, output, *state)
         ctx.numbers = x.options
+        ctx.set_materialize_grads(False)
         return output
 
     backward = staticmethod(_autograd)

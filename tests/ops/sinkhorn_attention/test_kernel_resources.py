@@ -16,10 +16,10 @@ from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 triton = pytest.importorskip("triton", reason="Triton isn't installed: there are no kernels to compile")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 ASTSource = pytest.importorskip("triton.compiler").ASTSource
-problem, launch, *KERNELS = (
+problem, attention, *KERNELS = (
     importlib.import_module(f"sinkformer_pl.ops.sinkhorn_attention.gpu.{name}")
     for name in (
-        "problem", "launch", "keys_on_chip", "queries_on_chip", "on_chip", "streaming_forward", "streaming_backward"
+        "problem", "attention", "keys_on_chip", "queries_on_chip", "on_chip", "streaming_forward", "streaming_backward"
     )
 )  # fmt: skip
 
@@ -109,8 +109,8 @@ def kernels_of(size, dtype, limit, features):
     )  # fmt: skip
     wanted = ["bias"] * biased + ["scale", "lam", "log_row"] * masked
     with recorded(limit) as calls:
-        output, memory = launch.forward(x)
-        launch.backward(x, output, memory, output, wanted)
+        output, memory = attention.forward(x)
+        attention.backward(x, output, memory, output, wanted)
     seen = {}
     for kernel, arguments, constants in calls:
         seen[kernel.fn.__module__, kernel.fn.__name__, tuple(value is None for value in arguments)] = (

@@ -4,18 +4,21 @@ import gc
 import importlib
 import itertools
 import weakref
+from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from sinkformer_pl.ops import AttentionMask, sinkhorn_attention
 from sinkformer_pl.ops.sinkhorn_attention import gpu
 
 triton = pytest.importorskip("triton", reason="Triton isn't installed: there are no kernels to start")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
-replay, launch, problem, streaming_forward, streaming_backward = (
+replay, attention, streaming_forward, streaming_backward = (
     importlib.import_module(f"sinkformer_pl.ops.sinkhorn_attention.gpu.{name}")
-    for name in ("replay", "launch", "problem", "streaming_forward", "streaming_backward")
+    for name in ("replay", "attention", "streaming_forward", "streaming_backward")
 )
 
 SIZES = {
@@ -51,7 +54,7 @@ class Kernel(Compiled):
 @pytest.fixture
 def starts(monkeypatch):
     """Return the list of all starts: kernel, number of programs, arguments."""
-    notes, modules = [], {*launch.KERNELS.values(), streaming_forward, streaming_backward}
+    notes, modules = [], {*attention.KERNELS.values(), streaming_forward, streaming_backward}
     for module in modules:
         for name, kernel in vars(module).items():
             if isinstance(kernel, triton.runtime.JITFunction) and kernel.__module__ == module.__name__:
@@ -86,10 +89,13 @@ def attend(kind, features, offset=0):
     return q, k, v
 
 
-FEATURES = [{}, {"mask": True}, {"learned": True, "even": 1}, {"gradient": "detached"}]
+FEATURES = [
+    {}, {"mask": True}, {"learned": True, "even": 1}, {"gradient": "detached"},
+    {"gradient": "detached", "even": 1, "mask": True},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("features", [*FEATURES, {"gradient": "detached", "even": 1, "mask": True}], ids=str)
+@pytest.mark.parametrize("features", FEATURES, ids=str)
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_problem_alike_starts_the_same_kernels_with_every_memory_moved_as_a_whole(kind, features, starts):
     first = attend(kind, features)
@@ -148,34 +154,96 @@ def test_gradients_that_are_wanted_now_are_not_left_out_since_they_were_not_want
     assert any(isinstance(x, torch.Tensor) for x in backward[2])
 
 
-def test_what_is_computed_between_launches_is_never_left_out():
-    def fill(launches, recorded):
+def test_what_runs_between_launches_runs_on_the_tensors_of_the_moment():
+    def fill(launches):
         first, memory = launches.given
-        scratch, found = launches.scratch(3), launches.new(first.new_empty(2, 3))
-        if recorded:
-            launches.call(torch.Tensor.copy_, scratch, memory[1:4])
-            launches.call(torch.Tensor.copy_, found, first)
-        else:
-            scratch.copy_(memory[1:4]), found.copy_(first)
-        return found, scratch, None
+        scratch = launches.scratch(3)
+        launches.call(torch.Tensor.copy_, scratch, memory[1:4])
+        found = launches.new(first.new_empty(2, 3))
+        launches.call(torch.Tensor.copy_, found, first)
+        return found, scratch[1:], None
 
     replay._remembered.clear()
-    for recorded in (True, False):
-        for seed in (1, 2, 3):
-            first, memory = seed + torch.arange(6.0).view(2, 3), seed * torch.arange(5.0)
-            found, scratch, nothing = replay.launch(("fill", recorded), (first, memory), fill, recorded)
-            assert torch.equal(found, first)
-            assert torch.equal(scratch, memory[1:4])
-            assert nothing is None
-    assert set(replay._remembered) == {("fill", True)}
+    for seed in (1, 2, 3):
+        first, memory = seed + torch.arange(6.0).view(2, 3), seed * torch.arange(5.0)
+        found, scratch, nothing = replay.run("fill", (first, memory), (), fill)
+        assert torch.equal(found, first)
+        assert torch.equal(scratch, memory[2:4])
+        assert nothing is None
+    assert len(replay._remembered) == 1
+
+
+class Computes(TorchDispatchMode):
+    """Fails where an operation of PyTorch does more than look at or allocate memory."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        moves_nothing = operation.is_view or "empty" in operation.name()
+        assert moves_nothing, f"{operation} isn't done again: it must be inside of Launches.call"
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("features", [*FEATURES, {"gradient": "implicit", "learned": True}], ids=str)
+@pytest.mark.parametrize("kind", SIZES)
+def test_nothing_is_computed_that_is_not_done_again(kind, features, starts, monkeypatch):
+    first, call = replay.Launches.first, replay.Launches.call
+
+    def watched(launches, function, *arguments):
+        with Computes():
+            return first(launches, function, *arguments)
+
+    def unwatched(launches, function, *tensors):
+        with _disable_current_modes():
+            return call(launches, function, *tensors)
+
+    monkeypatch.setattr(replay.Launches, "first", watched)
+    monkeypatch.setattr(replay.Launches, "call", unwatched)
+    attend(kind, features)
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_the_implicit_gradient_computes_between_launches(kind, starts):
-    for _ in range(2):
-        starts.clear()
-        attend(kind, {"gradient": "implicit"})
-        assert isinstance(starts[-1][2][0], torch.Tensor), "its backward is done again, without what lies between"
+def test_the_products_of_an_implicit_gradient_are_remembered_too(kind, starts):
+    attend(kind, {"gradient": "implicit", "learned": True})
+    starts.clear()
+    attend(kind, {"gradient": "implicit", "learned": True})
+    assert len(starts) > 50
+    assert not any(isinstance(x, torch.Tensor) for *_, arguments in starts for x in arguments)
+
+
+def test_a_problem_on_another_device_is_another_problem():
+    x, seen = torch.zeros(3), []
+    for tensor in (x, torch.empty(3, device="meta")):
+        replay.run("look", (x, tensor), (), lambda launches: seen.append(launches) or ())
+    assert len(seen) == 2
+
+
+def test_the_layout_of_what_was_saved_is_looked_at(starts):
+    """Hooks may give the backward copies of the output and the state."""
+    attend("keys on chip", {})
+    starts.clear()
+
+    def elsewhere(tensor):
+        larger = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+        return larger.view(tensor.shape).copy_(tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, elsewhere):
+        attend("keys on chip", {})
+    _, backward = starts
+    assert any(isinstance(x, torch.Tensor) for x in backward[2])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_selective_checkpointing_sees_one_operator(again, starts):
+    def keep(*_, **__):
+        return CheckpointPolicy.PREFER_SAVE
+
+    for _ in range(1 + again):
+        x = torch.randn(2, 3, 40, 16, requires_grad=True)
+        output = checkpoint(
+            partial(sinkhorn_attention, n_iters=3, backend="triton"), x, x, x, use_reentrant=False,
+            context_fn=partial(create_selective_checkpoint_contexts, keep),
+        )  # fmt: skip
+        output.sum().backward()
+        assert x.grad is not None
 
 
 def test_what_is_remembered_holds_no_memory(starts):
@@ -225,7 +293,7 @@ def test_a_launch_that_is_remembered_starts_what_triton_would(monkeypatch):
             launches.start(streaming_backward.output_cotangents, 6, tensors, integers, warps=4, stages=3, **constants)
             return ()
 
-        launches.run(start)
+        launches.first(start)
         launches.again((output, grad, memory))
         streaming_backward.output_cotangents[(6,)](*arguments, *integers, **constants, num_warps=4, num_stages=3)
         noted = [(*call[:2], [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in call[2]]) for call in calls]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sinkformer_pl.ops.sinkhorn_attention.gpu import streaming_backward, streaming_forward
-from sinkformer_pl.ops.sinkhorn_attention.gpu.problem import NONE, Problem, strides
-from sinkformer_pl.ops.sinkhorn_attention.implicit import key_cotangent
+from sinkformer_pl.ops.sinkhorn_attention.gpu.problem import NONE, Problem, options_of, strides
+from sinkformer_pl.ops.sinkhorn_attention.gpu.replay import Launches, run
+from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 
 UNROLLED = 10
 """Column steps up to which the kernels of dQ and dK have no loop over them."""
@@ -75,12 +76,19 @@ def _free_potential(g: Tensor, log_column: Tensor) -> None:
     g.view(log_column.shape).copy_(torch.where(log_column > NONE, 0.0, NONE))
 
 
-def matvec(p: Problem, f: Tensor, g: Tensor, vector: Tensor | None, *, transposed: bool = False) -> Tensor:
+def matvec(x: OperatorInputs, f: Tensor, g: Tensor, vector: Tensor | None, *, transposed: bool = False) -> Tensor:
     """P x, or its transpose times x, for the plan of these potentials (N, Q) and (N, K); x None is all ones."""
-    x, tile, bias = p.x, p.tiles.half_step, p.bias
+    options = transposed, *options_of(x)
+    (y,) = run("matvec", (*x.tensors, f, g, vector), options, _matvec, x, transposed)
+    return y
+
+
+def _matvec(launches: Launches, x: OperatorInputs, transposed: bool) -> tuple[Tensor]:
+    p = Problem(x, launches)
+    (f, g, vector), x, tile, bias = launches.given[len(x.tensors) :], p.x, p.tiles.half_step, p.bias
     sides = (x.q, p.q, f, p.queries), (x.k, p.k, g, p.keys)
     (a, sa, fa, na), (b, sb, fb, nb) = reversed(sides) if transposed else sides
-    blocks, y = -(-na // tile.rows), p.steps(1, na)[0]
+    blocks, y = -(-na // tile.rows), launches.new(f.new_empty(p.n, na))
     p.start(
         streaming_forward.matvec, p.n * blocks,
         (a, b, x.bias, x.scale, fa, fb, vector, y),
@@ -88,13 +96,49 @@ def matvec(p: Problem, f: Tensor, g: Tensor, vector: Tensor | None, *, transpose
          p.number, p.heads, na, nb, blocks),
         **p.key_width, BA=tile.rows, BB=tile.columns, MASKED=p.masked, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return y
+    return (y,)
+
+
+class Begun(NamedTuple):
+    """A backward after dV.
+
+    Attributes:
+        delta: cotangent of the last row step, (N, Q).
+        row_steps: see `Cotangents`.
+        column_steps: see `Cotangents`.
+        lam_gb: lam times the cotangent of the last column step, (N, K), None without steps.
+        inverse_fb: memory for that of a row step over its marginal, (N, Q), likewise.
+        terms: factors of the terms of dQ and dK, of the queries two and of the keys two, (steps, N, tokens).
+    """
+
+    delta: Tensor
+    row_steps: Tensor | None
+    column_steps: Tensor | None
+    lam_gb: Tensor | None
+    inverse_fb: Tensor | None
+    terms: tuple[Tensor, ...]
 
 
 def backward(p: Problem, output: Any, grad: Any, gradients: tuple[Any, ...], wanted: Sequence[str]) -> Cotangents:
     """Fill the gradients of q, k, v and bias, and return what the others are sums of."""
-    x, (dq, dk, dv, dbias) = p.x, gradients
-    f, g, nu = p.state.f, p.state.g, p.state.nu
+    dq, dk, dv, dbias = gradients
+    begun = value_gradients(p, output, grad, dv, wanted)
+    delta, fb, gb, lam_gb, inverse_fb, terms = begun
+    if lam_gb is not None:
+        ce, cf, xe, we = terms
+        for t in range(p.pairs - 1, 0, -1):
+            _row_cotangents(p, t, lam_gb, delta, fb, inverse_fb, ce[t], cf[t])
+            _column_cotangents(p, t, inverse_fb, gb, lam_gb, xe, we)
+    else:
+        _last_row_term(p, delta, *terms)
+        gb = None
+    dscale = query_and_key_gradients(p, grad, (dq, dk, dbias), delta, terms, fb, "scale" in wanted)
+    return Cotangents(delta, fb, gb, dscale)
+
+
+def value_gradients(p: Problem, output: Any, grad: Any, dv: Tensor, wanted: Sequence[str]) -> Begun:
+    """Fill dV, and begin with all others."""
+    x, (f, g, nu, *_) = p.x, p.state
     unrolled = x.gradient == "unrolled" and p.pairs > 0
     terms = p.pairs if unrolled else 1
     delta = p.steps(1, p.queries)[0]
@@ -122,17 +166,7 @@ def backward(p: Problem, output: Any, grad: Any, gradients: tuple[Any, ...], wan
         EVEN=p.even and x.gradient != "implicit",
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    if unrolled:
-        for t in range(last, 0, -1):
-            _row_cotangents(p, t, lam_gb, delta, fb, inverse_fb, ce[t], cf[t])
-            _column_cotangents(p, t, inverse_fb, gb, lam_gb, xe, we)
-    elif x.gradient == "implicit":
-        delta, gb = _implicit_terms(p, f[-1], g[-1], gb, delta, ce, cf, xe, we)
-    else:
-        _last_row_term(p, delta, ce, cf, xe, we)
-        gb = None
-    dscale = _query_and_key_gradients(p, grad, (dq, dk, dbias), delta, (ce, cf, xe, we), fb, "scale" in wanted)
-    return Cotangents(delta, fb, gb, dscale)
+    return Begun(delta, fb, gb, lam_gb, inverse_fb, (ce, cf, xe, we))
 
 
 def _row_cotangents(
@@ -172,28 +206,6 @@ def _column_cotangents(
     )  # fmt: skip
 
 
-def _implicit_terms(
-    p: Problem, f: Tensor, g: Tensor, gb: Any, delta: Tensor, ce: Tensor, cf: Tensor, xe: Tensor, we: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fill the terms of the converged plan; return the cotangents of f (N, Q) and g (1, N, K) at the fixed point."""
-    inverse = _inverse_rows(p.x.log_row, delta)
-    column_sums = matvec(p, f, g, None, transposed=True)
-    there = column_sums > 0
-    safe = torch.where(there, column_sums, 1.0)
-    lam = 1.0 if p.x.lam is None else p.x.lam.reshape(p.n, 1, 1)
-
-    def gram(vector: Tensor) -> Tensor:
-        rows = matvec(p, f, g, vector[:, 0].contiguous()) * inverse
-        return matvec(p, f, g, rows, transposed=True)[:, None]
-
-    cotangent = key_cotangent(gram, gb[0][:, None], safe[:, None], lam, there[:, None])[:, 0]
-    x = cotangent / safe * (lam if isinstance(lam, float) else lam[..., 0])
-    delta = delta - matvec(p, f, g, x.contiguous())
-    ce.fill_(1.0), we.fill_(1.0)
-    xe[0], cf[0] = x, delta * inverse
-    return delta, cotangent[None]
-
-
 def _last_row_term(p: Problem, delta: Tensor, *terms: Tensor) -> None:
     """The term of a last row step before a column step that is held constant."""
     for term in terms:
@@ -207,12 +219,12 @@ def _last_row_term(p: Problem, delta: Tensor, *terms: Tensor) -> None:
 def _fill_last_row_term(
     cf: Tensor, we: Tensor, delta: Tensor, before: Tensor, last: Tensor, log_row: Tensor | None = None
 ) -> None:
-    cf.copy_(delta * _inverse_rows(log_row, delta))
+    cf.copy_(delta * inverse_rows(log_row, delta))
     there = (before > NONE / 10) & (last > NONE / 10)
     we.copy_(torch.where(there, (before - last).exp2(), 0.0))
 
 
-def _query_and_key_gradients(
+def query_and_key_gradients(
     p: Problem,
     grad: Tensor,
     gradients: tuple[Any, ...],
@@ -253,7 +265,7 @@ def _query_and_key_gradients(
     return dscale
 
 
-def _inverse_rows(log_row: Tensor | None, like: Tensor) -> Tensor:
+def inverse_rows(log_row: Tensor | None, like: Tensor) -> Tensor:
     """1 / row marginals, (N, Q) or broadcastable to it."""
     if log_row is None:
         return like.new_ones(1, 1)

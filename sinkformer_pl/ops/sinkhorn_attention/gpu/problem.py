@@ -1,6 +1,7 @@
 """A problem on its way to the kernels: its tensors with their strides, and the kernels chosen for it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,14 +21,15 @@ class Problem:
 
     Args:
         x: inputs whose last strides are 1; lam is a tensor, or exactly 1.
-        memory: of the state, see `state`.
         launches: starts the kernels; its given tensors begin with those of x.
+        memory: of the state, see `state`; None where there is no need of it.
     """
 
-    def __init__(self, x: OperatorInputs, memory: Any, launches: Launches) -> None:
+    def __init__(self, x: OperatorInputs, launches: Launches, memory: Any = None) -> None:
         self.x = OperatorInputs(*launches.given[: len(x.tensors)], *x.options)
         self.start, self.call, self.scratch = launches.start, launches.call, launches.scratch
-        self.state = parts(x, memory)
+        if memory is not None:
+            self.state = parts(x, memory)
         b, self.heads, self.queries, width = x.q.shape
         self.keys, value_width = x.v.shape[2:]
         self.n, self.pairs, self.even = b * self.heads, x.n_iters // 2, x.n_iters % 2 == 0
@@ -55,6 +57,18 @@ class Problem:
     def steps(self, number: int, tokens: int) -> Tensor:
         """(number, N, tokens) float32, uninitialized."""
         return self.scratch(number, self.n, tokens)
+
+
+def options_of(x: OperatorInputs) -> tuple[Any, ...]:
+    """What launches depend on beside the tensors."""
+    return *x.options, precision(x.q)
+
+
+def new_bias_gradient(launches: Launches, x: OperatorInputs, wanted: Sequence[str]) -> Tensor | None:
+    """Memory for the gradient of the bias, if it is wanted."""
+    if "bias" not in wanted or x.bias is None:
+        return None
+    return launches.new(x.q.new_empty(x.bias.shape, dtype=torch.float32))
 
 
 def choice(x: OperatorInputs) -> Choice:

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkformer_pl.ops.sinkhorn_attention.gpu.state import aligned
 
-KEPT = 1024
-"""Problems whose launches are remembered."""
+REMEMBERED = 1024
+"""Problems whose launches are remembered at the most."""
 
 _remembered: dict[Hashable, "Launches"] = {}
 
@@ -50,6 +49,9 @@ class Launches:
     Args:
         given: tensors that are read, or None; the first is a tensor. They may share memory, today or the next time.
             Parts may be taken of those with one axis.
+
+    Attributes:
+        again_is_possible: kernels were compiled, not interpreted.
     """
 
     def __init__(self, given: Sequence[Any]) -> None:
@@ -61,8 +63,7 @@ class Launches:
         self._scratch_size = 0
         self._steps: list[Kernel | Call] = []
         self._results: list[tuple[Place, torch.Size] | None] = []
-        self._inside_call = False
-        self.complete = True
+        self.again_is_possible = True
 
     def new(self, tensor: Tensor) -> Tensor:
         """Return an uninitialized tensor, after another one is made like it each time."""
@@ -100,8 +101,8 @@ class Launches:
             **constants: the other parameters of the kernel.
         """
         compiled = kernel[programs,](*tensors, *numbers, **constants, num_warps=warps, num_stages=stages)
-        self.complete &= compiled is not None  # as it is where kernels are interpreted
-        if not self.complete:
+        if compiled is None:  # as it is where kernels are interpreted
+            self.again_is_possible = False
             return
         named = [constants[name] for name in kernel.arg_names[len(tensors) + len(numbers) :]]
         places = tuple(None if tensor is None else self._place(tensor) for tensor in tensors)
@@ -109,19 +110,14 @@ class Launches:
 
     def call(self, function: Callable[..., Any], *tensors: Tensor) -> None:
         """Call a function of PyTorch's operations that changes tensors in place; they are as those of `start`."""
-        self._inside_call = True
         function(*tensors)
-        self._inside_call = False
-        if not self.complete:
-            return
         self._steps.append(Call(function, tuple((self._place(tensor), tensor.shape) for tensor in tensors)))
 
-    def run(self, function: Callable[..., Sequence[Tensor | None]], *arguments: Any) -> list[Any]:
-        """Call function(self, *arguments); if it computes by anything but the above, it can't be done again."""
-        with _on(self.given[0]), _Watch(self):
+    def first(self, function: Callable[..., Sequence[Tensor | None]], *arguments: Any) -> list[Any]:
+        """Call function(self, *arguments), which computes by the above alone."""
+        with _on(self.given[0]):
             results = list(function(self, *arguments))
-        if self.complete:
-            self._results = [None if x is None else (self._place(x), x.shape) for x in results]
+        self._results = [None if x is None else (self._place(x), x.shape) for x in results]
         self.given, self._new, self._scratch = [], [], []  # or what is remembered would hold them
         return results
 
@@ -129,8 +125,7 @@ class Launches:
         """Do the same to other tensors."""
         like = given[0]
         tensors = [*given, *[like.new_empty_strided(size, steps, dtype=kind) for size, steps, kind in self._shapes]]
-        if self._scratch_size:
-            tensors.append(like.new_empty(self._scratch_size, dtype=torch.float32))
+        tensors.append(like.new_empty(self._scratch_size, dtype=torch.float32) if self._scratch_size else None)
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         with _on(like):
             stream = _current_stream(like)
@@ -142,51 +137,49 @@ class Launches:
                     step.function(*[_part(tensors, *wanted) for wanted in step.tensors])
         return [None if wanted is None else _part(tensors, *wanted) for wanted in self._results]
 
-    def watch(self, operation: Any) -> None:
-        """Look at an operation of PyTorch that ran: all but views and `empty` must be inside of `call`."""
-        if not (self._inside_call or operation.is_view or operation in _ALLOCATIONS):
-            self.complete = False
-
     def _place(self, tensor: Tensor) -> Place:
         for number, whole in enumerate((*self.given, *self._new)):
             if whole is tensor:
                 return Place(number, 0)
         wholes = [(whole, number, 0) for number, whole in enumerate((*self.given, *self._new))]
         wholes = [entry for entry in wholes if entry[0] is not None and entry[0].ndim == 1]
-        wholes += [(whole, len(self.given) + len(self._new), offset) for whole, offset in self._scratch]
+        wholes += [(whole, -1, offset) for whole, offset in self._scratch]
         for whole, number, offset in wholes:
             if whole.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
                 return Place(number, offset + 4 * (tensor.storage_offset() - whole.storage_offset()))
         raise ValueError("a launch has a tensor that is neither given nor made here")
 
 
-def launch(
-    alike: Hashable,
+def run(
+    name: str,
     given: Sequence[Any],
+    options: tuple[Hashable, ...],
     function: Callable[..., Sequence[Tensor | None]],
     *arguments: Any,
 ) -> list[Any]:
-    """Run function(launches, *arguments), or what it did for a problem that is alike.
+    """Run function(launches, *arguments), or what it did for a problem alike.
 
     Args:
-        alike: equal for problems that differ by the addresses of their tensors alone.
+        name: of what the function does.
         given: see `Launches`.
+        options: what else launches depend on, all of it. Beside it they depend on dtypes, shapes, strides, devices and
+            alignments of what is given, and on nothing else.
         function: starts kernels by the methods of the `Launches` that it gets, and returns tensors that it made there.
         *arguments: of the function, after the `Launches`.
     """
+    alike = name, options, *[
+        x if x is None else (x.dtype, x.shape, x.stride(), x.device, x.data_ptr() % 16) for x in given
+    ]  # fmt: skip
     known = _remembered.get(alike)
     if known is not None:
         return known.again(given)
     launches = Launches(given)
-    results = launches.run(function, *arguments)
-    if launches.complete:
-        if len(_remembered) == KEPT:
-            _remembered.clear()
+    results = launches.first(function, *arguments)
+    if launches.again_is_possible:
+        if len(_remembered) >= REMEMBERED:
+            _remembered.pop(next(iter(_remembered)), None)
         _remembered[alike] = launches
     return results
-
-
-_ALLOCATIONS = torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default
 
 
 def _part(tensors: Sequence[Tensor | None], place: Place, shape: torch.Size) -> Tensor:
@@ -195,16 +188,6 @@ def _part(tensors: Sequence[Tensor | None], place: Place, shape: torch.Size) -> 
         return whole
     first = place.offset // 4
     return whole[first : first + shape.numel()].view(shape)
-
-
-class _Watch(TorchDispatchMode):
-    def __init__(self, launches: Launches) -> None:
-        super().__init__()
-        self._launches = launches
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._launches.watch(operation)
-        return operation(*args, **(kwargs or {}))
 
 
 def _on(tensor: Any) -> AbstractContextManager[Any]:

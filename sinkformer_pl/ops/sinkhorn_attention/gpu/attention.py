@@ -1,15 +1,30 @@
 """Start the kernels for whole heads, or the passes of the streaming ones."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sinkformer_pl.ops.sinkhorn_attention.gpu import keys_on_chip, laid_out_like, on_chip, passes, queries_on_chip
-from sinkformer_pl.ops.sinkhorn_attention.gpu.problem import NONE, Problem, choice, precision, strides, uniform
-from sinkformer_pl.ops.sinkhorn_attention.gpu.replay import Launches, launch
+from sinkformer_pl.ops.sinkhorn_attention.gpu import (
+    implicit,
+    keys_on_chip,
+    laid_out_like,
+    on_chip,
+    passes,
+    queries_on_chip,
+)
+from sinkformer_pl.ops.sinkhorn_attention.gpu.problem import (
+    NONE,
+    Problem,
+    choice,
+    new_bias_gradient,
+    options_of,
+    strides,
+    uniform,
+)
+from sinkformer_pl.ops.sinkhorn_attention.gpu.replay import Launches, run
 from sinkformer_pl.ops.sinkhorn_attention.gpu.state import State, numbers, parts
 from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 
@@ -25,7 +40,7 @@ def forward(x: OperatorInputs) -> tuple[Tensor, Tensor]:
         x: float32, bfloat16 or float16, of any strides.
     """
     x = _ready(x)
-    output, memory = launch(_alike("forward", x), x.tensors, _forward, x)
+    output, memory = run("forward", x.tensors, options_of(x), _forward, x)
     return output, memory
 
 
@@ -35,8 +50,11 @@ def backward(x: OperatorInputs, output: Tensor, memory: Tensor, grad: Tensor, wa
     They have the dtypes of q, k, v, and float32.
     """
     x, grad = _ready(x), _with_last_stride_1(grad)
-    given = *x.tensors, memory, output, grad
-    found = launch((*_alike("backward", x, grad), *wanted), given, _backward, x, wanted)
+    if x.gradient == "implicit":
+        found = implicit.backward(x, memory, output, grad, *_potentials(x, memory), wanted)
+    else:
+        given = *x.tensors, memory, output, grad
+        found = run("backward", given, (*options_of(x), *wanted), _backward, x, wanted)
     dq, dk, dv, dbias, *cotangents = found
     if not wanted:
         return [dq, dk, dv]
@@ -47,18 +65,23 @@ def backward(x: OperatorInputs, output: Tensor, memory: Tensor, grad: Tensor, wa
 def info(x: OperatorInputs, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Potentials f (N, Q) and g (N, K), natural logarithms, and the sums of rows and columns of the plan."""
     x = _ready(x)
+    f, g = _potentials(x, memory)
+    return f * LOG_2, g * LOG_2, passes.matvec(x, f, g, None), passes.matvec(x, f, g, None, transposed=True)
+
+
+def _potentials(x: OperatorInputs, memory: Tensor) -> tuple[Tensor, Tensor]:
     state = parts(x, memory)
     f, g = state.f[-1], state.g[-1]
     if choice(x).kind == "on chip":
-        f, g = (f.log2() - state.m).clamp(min=NONE), (g.log2() - state.c).clamp(min=NONE)
-    rows, columns = launch(_alike("sums", x), (*x.tensors, memory, f, g), _sums, x)
-    return f * LOG_2, g * LOG_2, rows, columns
+        return (f.log2() - state.m).clamp(min=NONE), (g.log2() - state.c).clamp(min=NONE)
+    return f, g
 
 
 def _ready(x: OperatorInputs) -> OperatorInputs:
     q, k, v, *_, lam = x.tensors
     if lam is None and x.lam_number != 1:
-        x = x._replace(lam=q.new_full((1, 1), x.lam_number, dtype=torch.float32).expand(q.shape[:2]))
+        lam = q.new_full((1, 1), x.lam_number, dtype=torch.float32).expand(q.shape[:2])
+        x = x._replace(lam=lam, lam_number=1.0)
     if q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
         return x
     return x._replace(q=_with_last_stride_1(q), k=_with_last_stride_1(k), v=_with_last_stride_1(v))
@@ -68,18 +91,10 @@ def _with_last_stride_1(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _alike(name: str, x: OperatorInputs, grad: Tensor | None = None) -> tuple[Hashable, ...]:
-    """Everything that launches depend on, but addresses; what is made for a problem follows from its inputs."""
-    return name, x.q.get_device(), precision(x.q), x.options, *[
-        tensor if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
-        for tensor in (*x.tensors, grad)
-    ]  # fmt: skip
-
-
 def _forward(launches: Launches, x: OperatorInputs) -> tuple[Tensor, Tensor]:
     memory = launches.new(x.q.new_empty(numbers(x), dtype=torch.float32))
     output = launches.new(laid_out_like(x.q, x.v.shape[3]))
-    p = Problem(x, memory, launches)
+    p = Problem(x, launches, memory)
     x = p.x
     if p.choice.kind == "streaming":
         passes.forward(p, output)
@@ -102,12 +117,10 @@ def _backward(launches: Launches, x: OperatorInputs, wanted: Sequence[str]) -> t
     """Gradients of q, k, v and bias, and where they are wanted what the others are sums of."""
     memory, output, grad = launches.given[len(x.tensors) :]
     dq, dk, dv = (launches.new(laid_out_like(tensor, tensor.shape[3])) for tensor in x.tensors[:3])
-    p = Problem(x, memory, launches)
-    x, dbias = p.x, None
-    if "bias" in wanted and x.bias is not None:
-        dbias = launches.new(x.q.new_empty(x.bias.shape, dtype=torch.float32))
-    gradients = dq, dk, dv, dbias
-    if p.choice.kind == "streaming" or x.gradient == "implicit":
+    dbias = new_bias_gradient(launches, x, wanted)
+    p = Problem(x, launches, memory)
+    x, gradients = p.x, (dq, dk, dv, dbias)
+    if p.choice.kind == "streaming":
         cotangents = passes.backward(p, output, grad, gradients, wanted)
         return *gradients, *(cotangents if wanted else [None] * 4)
     unrolled = x.gradient == "unrolled" and p.pairs > 0
@@ -128,12 +141,6 @@ def _backward(launches: Launches, x: OperatorInputs, wanted: Sequence[str]) -> t
         warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return *gradients, *((delta[0], fb, gb, dscale) if wanted else [None] * 4)
-
-
-def _sums(launches: Launches, x: OperatorInputs) -> tuple[Tensor, Tensor]:
-    memory, f, g = launches.given[len(x.tensors) :]
-    p = Problem(x, memory, launches)
-    return passes.matvec(p, f, g, None), passes.matvec(p, f, g, None, transposed=True)
 
 
 def _others(x: OperatorInputs, state: State, found: passes.Cotangents, wanted: Sequence[str]) -> dict[str, Any]:
