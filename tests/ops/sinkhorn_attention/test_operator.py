@@ -96,3 +96,18 @@ def test_given_marginals_and_their_gradients(backend):
     torch.testing.assert_close(plan.sum(-1), row)
     torch.testing.assert_close(plan @ inputs[2], output)
     assert torch.autograd.gradcheck(attend, (*inputs, row, column), fast_mode=True)
+
+
+def test_without_a_gradient_from_above_there_is_none_below():
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    q, k, v = (torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3))
+    Stop.apply(sinkhorn_attention(q, k, v, n_iters=3)).backward()
+    assert q.grad is k.grad is v.grad is None
