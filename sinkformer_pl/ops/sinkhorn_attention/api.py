@@ -142,7 +142,7 @@ def _with_axes_of(query: Tensor, output: Tensor) -> Tensor:
 def _marginals(
     like_scores: Tensor, given: AttentionMask, mask: AttentionMask, row: Tensor | None, column: Tensor | None
 ) -> Marginals:
-    """Those that a caller gave, for the mask that was given; or uniform ones, without the keys that nobody may meet."""
+    """Take marginals as given, for the mask as given, or make uniform ones without the keys that nobody may meet."""
     if row is not None and column is not None:
         return given_marginals(like_scores, given, row, column)
     if row is not None or column is not None:

@@ -8,7 +8,7 @@ from sinkformer_pl.ops.sinkhorn_attention.problem import Gradient
 
 
 class OperatorInputs(NamedTuple):
-    """Of the operator; B samples of H heads.
+    """Hold the inputs of the operator, for B samples of H heads.
 
     Attributes:
         q: (B, H, Q, D).
@@ -43,15 +43,15 @@ class OperatorInputs(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """The tensors, q to lam, or None."""
+        """Return the tensors, q to lam; the last five may be None."""
         return self[:8]
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """All others."""
+        """Return the inputs that are no tensors."""
         return self[8:]
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to attend or to attend to."""
+        """Tell whether there are no queries, no keys, or no heads."""
         return 0 in (*self.q.shape[:3], self.k.shape[2])

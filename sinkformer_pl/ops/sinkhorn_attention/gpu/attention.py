@@ -34,7 +34,7 @@ KERNELS: dict[str, Any] = {"keys on chip": keys_on_chip, "queries on chip": quer
 
 
 def forward(x: OperatorInputs) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, Dv), and the memory that the backward needs.
+    """Compute the output (B, H, Q, Dv), and the memory that the backward needs.
 
     Args:
         x: float32, bfloat16 or float16, of any strides.
@@ -45,7 +45,7 @@ def forward(x: OperatorInputs) -> tuple[Tensor, Tensor]:
 
 
 def backward(x: OperatorInputs, output: Tensor, memory: Tensor, grad: Tensor, wanted: Sequence[str]) -> list[Tensor]:
-    """Gradients of q, k, v, and of bias, log_row, log_column, scale and lam those that are wanted by name.
+    """Compute the gradients of q, k, v, and of bias, log_row, log_column, scale and lam those that are wanted by name.
 
     They have the dtypes of q, k, v, and float32.
     """
@@ -63,7 +63,7 @@ def backward(x: OperatorInputs, output: Tensor, memory: Tensor, grad: Tensor, wa
 
 
 def info(x: OperatorInputs, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Potentials f (N, Q) and g (N, K), natural logarithms, and the sums of rows and columns of the plan."""
+    """Compute potentials f (N, Q) and g (N, K), natural logarithms, and the sums of rows and columns of the plan."""
     x = _ready(x)
     f, g = _potentials(x, memory)
     return f * LOG_2, g * LOG_2, passes.matvec(x, f, g, None), passes.matvec(x, f, g, None, transposed=True)

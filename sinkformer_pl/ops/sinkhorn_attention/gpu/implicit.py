@@ -23,7 +23,7 @@ from sinkformer_pl.ops.sinkhorn_attention.inputs import OperatorInputs
 def backward(
     x: OperatorInputs, memory: Tensor, output: Tensor, grad: Tensor, f: Tensor, g: Tensor, wanted: Sequence[str]
 ) -> list[Any]:
-    """Gradients of q, k, v and bias, then what the others are sums of, for the plan of potentials f and g."""
+    """Compute the gradients of q, k, v and bias, then the `Cotangents` of the others, for the plan of f and g."""
     options = options_of(x)
     dv, delta, column = run("implicit dV", (*x.tensors, memory, output, grad), options, _first, x)
     delta, column, terms = _terms(x, f, g, delta, column)

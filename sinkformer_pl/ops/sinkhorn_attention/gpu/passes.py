@@ -16,7 +16,7 @@ UNROLLED = 10
 
 
 class Cotangents(NamedTuple):
-    """What the gradients of marginals, scale and lam are sums of.
+    """Hold the terms whose sums are the gradients of marginals, scale and lam.
 
     Attributes:
         delta: of the last row step, (N, Q).
@@ -77,7 +77,7 @@ def _free_potential(g: Tensor, log_column: Tensor) -> None:
 
 
 def matvec(x: OperatorInputs, f: Tensor, g: Tensor, vector: Tensor | None, *, transposed: bool = False) -> Tensor:
-    """P x, or its transpose times x, for the plan of these potentials (N, Q) and (N, K); x None is all ones."""
+    """Compute P x, or its transpose times x, for the plan of these potentials (N, Q) and (N, K); x None is all ones."""
     options = transposed, *options_of(x)
     (y,) = run("matvec", (*x.tensors, f, g, vector), options, _matvec, x, transposed)
     return y
@@ -100,7 +100,7 @@ def _matvec(launches: Launches, x: OperatorInputs, transposed: bool) -> tuple[Te
 
 
 class Begun(NamedTuple):
-    """A backward after dV.
+    """Hold the state of a backward after dV.
 
     Attributes:
         delta: cotangent of the last row step, (N, Q).
@@ -266,7 +266,7 @@ def query_and_key_gradients(
 
 
 def inverse_rows(log_row: Tensor | None, like: Tensor) -> Tensor:
-    """1 / row marginals, (N, Q) or broadcastable to it."""
+    """Return 1 / row marginals, (N, Q) or broadcastable to it, 0 without mass."""
     if log_row is None:
         return like.new_ones(1, 1)
     return torch.where(log_row > NONE, (-log_row).exp(), 0.0).reshape(like.shape)

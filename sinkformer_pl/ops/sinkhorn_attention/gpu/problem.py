@@ -46,47 +46,47 @@ class Problem:
 
     @property
     def damped(self) -> bool:
-        """Whether lam may differ from 1."""
+        """Tell whether lam may differ from 1."""
         return self.x.lam is not None
 
     @property
     def masked(self) -> bool:
-        """Whether there may be tokens without mass, which may hold anything."""
+        """Tell whether there may be tokens without mass, which may hold anything."""
         return self.x.log_row is not None
 
     def steps(self, number: int, tokens: int) -> Tensor:
-        """(number, N, tokens) float32, uninitialized."""
+        """Return scratch of the shape (number, N, tokens)."""
         return self.scratch(number, self.n, tokens)
 
 
 def options_of(x: OperatorInputs) -> tuple[Any, ...]:
-    """What launches depend on beside the tensors."""
+    """Return all that launches depend on beside the tensors."""
     return *x.options, precision(x.q)
 
 
 def new_bias_gradient(launches: Launches, x: OperatorInputs, wanted: Sequence[str]) -> Tensor | None:
-    """Memory for the gradient of the bias, if it is wanted."""
+    """Allocate the gradient of the bias, if it is wanted."""
     if "bias" not in wanted or x.bias is None:
         return None
     return launches.new(x.q.new_empty(x.bias.shape, dtype=torch.float32))
 
 
 def choice(x: OperatorInputs) -> Choice:
-    """Kernels and tiles for this problem on its device."""
+    """Choose kernels and tiles for this problem on its device."""
     queries, keys, limit = x.q.shape[2], x.k.shape[2], shared_memory(x.q.device)
     return choose(queries, keys, x.q.shape[3], x.v.shape[3], x.q.dtype, x.n_iters, x.gradient, limit)
 
 
 def uniform(x: OperatorInputs) -> float:
-    """Logarithm in base 2 of the sums of the columns, where no marginals are given."""
+    """Return the logarithm in base 2 of the sums of the columns, where no marginals are given."""
     return math.log2(max(x.q.shape[2], 1) / max(x.k.shape[2], 1))
 
 
 def strides(x: Tensor | None, axes: int = 3) -> tuple[int, ...]:
-    """Of the leading axes; 0 for no tensor."""
+    """Return the strides of the leading axes; 0 for no tensor."""
     return (0,) * axes if x is None else x.stride()[:axes]
 
 
 def precision(x: Tensor) -> str:
-    """Of products of float32, as PyTorch's setting has it."""
+    """Return the precision of products of float32 in PyTorch's setting, as Triton names it."""
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -17,7 +17,7 @@ _remembered: dict[Hashable, "Launches"] = {}
 
 
 class Place(NamedTuple):
-    """Of a tensor: the number of its memory, and the bytes before it there."""
+    """Locate a tensor: the number of its memory, and the bytes before it there."""
 
     memory: int
     offset: int
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 
 
 class Launches:
-    """What runs on the device for one problem, with the places of all tensors.
+    """Record what runs on the device for one problem, with the places of all tensors.
 
     Triton looks at every argument of every launch, for its type, its alignment and whether it is 1 or a multiple of 16,
     to find what it compiled for such arguments. With 70 arguments this takes longer than a small kernel runs, and so do
@@ -197,7 +197,7 @@ def _on(tensor: Any) -> AbstractContextManager[Any]:
 
 
 def _current_stream(tensor: Any) -> Any:
-    """Of a GPU, as Triton would ask for it at every launch."""
+    """Return the stream of a GPU, as Triton would ask for it at every launch; None on the CPU."""
     return triton.runtime.driver.active.get_current_stream(tensor.get_device()) if tensor.is_cuda else None
 
 

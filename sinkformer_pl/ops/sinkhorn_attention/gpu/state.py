@@ -12,7 +12,7 @@ ALIGNED = 4
 
 
 class State(NamedTuple):
-    """What the backward needs of the forward, in base 2.
+    """Hold the tensors of the forward that its backward needs, in base 2.
 
     For `on_chip`: the scalings u (row steps, N, Q) and w (1 + column steps, N, K), normalizers (column steps, N, K),
     the shifts m (N, Q) and c (N, K). For the others: potentials f of the queries and g of the keys, likewise, and where
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 def numbers(x: OperatorInputs) -> int:
-    """Numbers of float32 in the memory of a state."""
+    """Count the numbers of float32 in the memory of a state."""
     return sum(aligned(math.prod(shape)) for shape in _shapes(x))
 
 
@@ -39,7 +39,7 @@ def parts(x: OperatorInputs, memory: Tensor) -> State:
 
 
 def aligned(size: int) -> int:
-    """The next multiple of `ALIGNED`."""
+    """Round up to a multiple of `ALIGNED`."""
     return -(-size // ALIGNED) * ALIGNED
 
 
